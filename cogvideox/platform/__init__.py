@@ -1,0 +1,31 @@
+"""The one door to the hardware: no other module writes the accelerator's name or calls its API."""
+
+from cogvideox.platform.device import (
+    autocast,
+    current_device,
+    device_count,
+    device_type,
+    distributed_backend,
+    elapsed_events,
+    peak_memory_bytes,
+    profiler_range,
+    record_event,
+    reset_peak_memory,
+    select_device,
+    synchronize,
+)
+
+__all__ = [
+    "autocast",
+    "current_device",
+    "device_count",
+    "device_type",
+    "distributed_backend",
+    "elapsed_events",
+    "peak_memory_bytes",
+    "profiler_range",
+    "record_event",
+    "reset_peak_memory",
+    "select_device",
+    "synchronize",
+]
