@@ -1,0 +1,40 @@
+"""Build the object that a config node `{target, params}` describes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+from cogvideox.config.binding import bind, signature_of
+from cogvideox.config.inert import say_once
+from cogvideox.config.targets import resolve_target
+from cogvideox.errors import UserError
+
+
+def plain(node: Any) -> Any:
+    """`node` with OmegaConf containers turned into dicts and lists, interpolations resolved."""
+    if isinstance(node, (DictConfig, ListConfig)):
+        return OmegaConf.to_container(node, resolve=True)
+    return node
+
+
+def instantiate(node: Mapping[str, Any], **supplied: Any) -> Any:
+    """The object of class `node["target"]`, made from `node["params"]` and the caller's `supplied` arguments.
+
+    Inert keys are left out and logged once. Nested nodes are passed on as dicts: the class builds them itself.
+    Raises UserError naming every key that does not bind.
+    """
+    config = plain(node)
+    if not isinstance(config, Mapping) or not isinstance(config.get("target"), str):
+        raise UserError(f"expected a mapping with `target:` and `params:`, got {config!r}")
+    target = resolve_target(config["target"])
+    signature = signature_of(target)
+    bound = bind(signature, config.get("params") or {}, supplied=tuple(supplied))
+    if bound.faults:
+        lines = [f"  params.{fault.key}: {fault.what}; {fault.remedy}" for fault in bound.faults]
+        raise UserError(f"target `{config['target']}`:\n" + "\n".join(lines))
+    for key, reason in bound.inert.items():
+        say_once(f"{signature.name}.{key}", f"{key} of {config['target']} has no effect ({reason}); ignored")
+    return target(**bound.values, **supplied)
