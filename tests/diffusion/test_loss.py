@@ -1,0 +1,178 @@
+"""The v-space loss against the weighted-x₀ form of the reference, and what passes through it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from cogvideox.config import instantiate
+from cogvideox.diffusion.denoiser import DiscreteDenoiser, over_dims
+from cogvideox.diffusion.loss import VideoDiffusionLoss, diffuse
+from cogvideox.errors import UserError
+from tests.diffusion.nodes import SCALING, discretization, timesteps
+
+SHAPE = (4, 3, 2, 4, 5)
+
+
+def make_loss(**params: Any) -> VideoDiffusionLoss:
+    return VideoDiffusionLoss(sigma_sampler_config=timesteps(), **params)
+
+
+def make_denoiser(**params: Any) -> DiscreteDenoiser:
+    return DiscreteDenoiser(num_idx=1000, scaling_config=SCALING, discretization_config=discretization(), **params)
+
+
+def conditioner(batch: dict[str, Any]) -> dict[str, Any]:
+    return {"crossattn": torch.zeros(SHAPE[0], 2, 3)}
+
+
+def network(x: torch.Tensor, t: torch.Tensor, cond: dict[str, Any]) -> torch.Tensor:
+    """Any nonlinear function of x and t will do."""
+    return torch.sin(3 * x) + over_dims(torch.cos(t.float()), x)
+
+
+def inputs(*t: int) -> tuple[torch.Tensor, dict[str, Any]]:
+    generator = torch.Generator().manual_seed(0)
+    x0, noise = torch.randn(2, *SHAPE, generator=generator)
+    return x0, {"idx": torch.tensor(t), "noise": noise}
+
+
+def weighted_x0_loss(x0: torch.Tensor, batch: dict[str, Any], cap: float | None = None) -> torch.Tensor:
+    """The reference's form, in float64: w·(x̂₀ − x₀)², w = 1/(1 − ᾱ) at most `cap`, mean per sample."""
+    a = make_loss().sigma_sampler.sqrt_alpha_bar(batch["idx"]).double()
+    x0, noise = x0.double(), batch["noise"].double()
+    x_t = over_dims(a, x0) * x0 + over_dims((1 - a**2) ** 0.5, x0) * noise
+    v = network(x_t, batch["idx"], {})
+    x0_hat = over_dims(a, x0) * x_t - over_dims((1 - a**2) ** 0.5, x0) * v
+    weight = 1 / (1 - a**2)
+    if cap is not None:
+        weight = weight.clamp(max=cap)
+    return (over_dims(weight, x0) * (x0_hat - x0) ** 2).flatten(1).mean(1)
+
+
+@pytest.mark.parametrize("t", [(0, 1, 2, 3), (10, 250, 500, 750), (900, 997, 998, 999)])
+@pytest.mark.parametrize("cap", [None, 5.0])
+def test_equals_the_weighted_x0_form(t, cap):
+    """Truth: reference formula in float64, with and without a cap on the weight, a batch of four."""
+    x0, batch = inputs(*t)
+    loss = make_loss(min_snr_value=cap)(network, make_denoiser(), conditioner, x0, batch)
+    assert loss.shape == (4,) and loss.dtype == torch.float32
+    torch.testing.assert_close(loss.double(), weighted_x0_loss(x0, batch, cap), rtol=2e-5, atol=0)
+
+
+def test_perfect_v_gives_zero_loss_and_perfect_x0():
+    """Truth: identity at every timestep: the right v gives loss 0, and the denoiser returns x₀."""
+    x0, batch = inputs(0, 333, 800, 999)
+    denoiser, loss = make_denoiser(), make_loss()
+    level = loss.sigma_sampler.sqrt_alpha_bar(batch["idx"])
+    x_t, v = diffuse(x0, batch["noise"], level)
+    assert loss(lambda *_: v, denoiser, conditioner, x0, batch).max() < 1e-12
+    x0_hat = denoiser(lambda *_: v, x_t, level, {}, idx=batch["idx"])
+    torch.testing.assert_close(x0_hat, x0, rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_finite_in_half_precision_at_both_ends(dtype):
+    """Truth: identity. Half-precision latents and network: float32 result, near the float32 one, finite gradients."""
+    x0, batch = inputs(0, 1, 998, 999)
+    loss, denoiser = make_loss().to(dtype), make_denoiser().to(dtype)
+    scale = torch.ones((), dtype=dtype, requires_grad=True)
+
+    def half_network(x: torch.Tensor, t: torch.Tensor, cond: dict[str, Any]) -> torch.Tensor:
+        return (network(x, t, cond).to(dtype) * scale).clone()
+
+    half = loss(half_network, denoiser, conditioner, x0.to(dtype), batch)
+    half.mean().backward()
+    assert half.dtype == torch.float32 and half.isfinite().all() and scale.grad.isfinite()
+    full = make_loss()(network, make_denoiser(), conditioner, x0.to(dtype).float(), batch)
+    torch.testing.assert_close(half, full, rtol=2e-2, atol=0)
+
+
+def test_draws_t_first_and_then_noise():
+    """Truth: golden order: the same seed and the documented order give the same loss."""
+    x0, _ = inputs()
+    torch.manual_seed(7)
+    drawn = make_loss()(network, make_denoiser(), conditioner, x0, {})
+    torch.manual_seed(7)
+    batch = {"idx": torch.randint(1000, (SHAPE[0],)), "noise": torch.randn(SHAPE)}
+    assert torch.equal(drawn, make_loss()(network, make_denoiser(), conditioner, x0, batch))
+
+
+def test_offset_noise_is_constant_over_a_sample():
+    """Truth: identity. ε' = ε + level·randn per sample, drawn after ε."""
+    x0, _ = inputs()
+    torch.manual_seed(7)
+    drawn = make_loss(offset_noise_level=0.3)(network, make_denoiser(), conditioner, x0, {})
+    torch.manual_seed(7)
+    idx, noise = torch.randint(1000, (SHAPE[0],)), torch.randn(SHAPE)
+    noise = noise + 0.3 * over_dims(torch.randn(SHAPE[0]), noise)
+    given = make_loss()(network, make_denoiser(), conditioner, x0, {"idx": idx, "noise": noise})
+    torch.testing.assert_close(drawn, given, rtol=1e-6, atol=0)
+
+
+def test_fixed_frames_are_clean_and_not_counted():
+    """Truth: identity. The network sees x₀ there; changing its answer there changes nothing."""
+    x0, batch = inputs(100, 500, 800, 999)
+    seen = []
+
+    def spy(x: torch.Tensor, t: torch.Tensor, cond: dict[str, Any]) -> torch.Tensor:
+        seen.append(x)
+        v = network(x, t, cond)
+        v[:, :1] += len(seen)
+        return v
+
+    loss = make_loss(fixed_frames=1)
+    first, second = (loss(spy, make_denoiser(), conditioner, x0, batch) for _ in range(2))
+    assert torch.equal(first, second) and torch.equal(seen[0][:, :1], x0[:, :1])
+    with pytest.raises(UserError, match="fixed_frames is 3, but a clip has 3"):
+        make_loss(fixed_frames=3)(network, make_denoiser(), conditioner, x0, batch)
+
+
+def test_batch_entries_reach_the_network():
+    """Truth: identity. `concat_images` becomes cond["concat"]; `lr_input` and the named keys become keywords."""
+    x0, batch = inputs(1, 2, 3, 4)
+    images, low, scale = torch.rand(3, *SHAPE)
+    batch |= {"concat_images": images, "lr_input": low, "scale": scale, "unnamed": 1}
+    calls = []
+
+    def spy(x: torch.Tensor, t: torch.Tensor, cond: dict[str, Any], **kwargs: Any) -> torch.Tensor:
+        calls.append((t, cond, kwargs))
+        return x
+
+    make_loss(batch2model_keys="scale")(spy, make_denoiser(), conditioner, x0, batch)
+    ((t, cond, kwargs),) = calls
+    assert torch.equal(t, batch["idx"]) and cond["concat"] is images and set(cond) == {"concat", "crossattn"}
+    assert kwargs.keys() == {"lr_input", "scale"} and kwargs["lr_input"] is low and kwargs["scale"] is scale
+
+
+def test_old_config_binds():
+    """Truth: reference config (its dotted paths and keys)."""
+    path = "sgm.modules.diffusionmodules"
+    schedule = {"target": f"{path}.discretizer.ZeroSNRDDPMDiscretization", "params": {"shift_scale": 3.0}}
+    draw = {"uniform_sampling": True, "num_idx": 1000, "discretization_config": schedule}
+    loss = instantiate(
+        {
+            "target": f"{path}.loss.VideoDiffusionLoss",
+            "params": {
+                "offset_noise_level": 0,
+                "sigma_sampler_config": {"target": f"{path}.sigma_sampling.DiscreteSampling", "params": draw},
+            },
+        }
+    )
+    denoiser = instantiate(
+        {
+            "target": f"{path}.denoiser.DiscreteDenoiser",
+            "params": {
+                "num_idx": 1000,
+                "quantize_c_noise": False,
+                "weighting_config": {"target": f"{path}.denoiser_weighting.EpsWeighting"},
+                "scaling_config": {"target": f"{path}.denoiser_scaling.VideoScaling"},
+                "discretization_config": schedule,
+            },
+        }
+    )
+    x0, batch = inputs(0, 10, 500, 999)
+    assert loss(network, denoiser, conditioner, x0, batch).isfinite().all()
+    assert instantiate({"target": f"{path}.denoiser_weighting.EpsWeighting"})(torch.tensor(2.0)) == 0.25
