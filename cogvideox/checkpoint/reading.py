@@ -1,0 +1,166 @@
+"""Reading weight files of any published form, and loading them with every difference reported at once."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from cogvideox.errors import UserError
+
+PICKLE_SUFFIXES = (".pt", ".ckpt", ".bin", ".pth")
+MAX_LISTED = 8
+
+
+def read_state_dict(path: str | Path) -> dict[str, Tensor]:
+    """Weights by name, on the CPU, from a SAT folder, a diffusers folder, a torch file or a safetensors file.
+
+    Nothing in the file is run as code. UserError: missing, unreadable, or not such a file.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise UserError(f"{path}: no such weight file or folder")
+    if path.is_dir():
+        return _read_folder(path)
+    if path.suffix == ".safetensors":
+        return _read_safetensors(path)
+    if path.suffix in PICKLE_SUFFIXES:
+        return _read_torch(path)
+    raise UserError(f"{path}: weights are read from .safetensors and {', '.join(PICKLE_SUFFIXES)} files, or a folder of them")
+
+
+def _read_folder(folder: Path) -> dict[str, Tensor]:
+    latest = folder / "latest"
+    if latest.is_file():
+        step = latest.read_text(encoding="utf-8").strip()
+        file = folder / step / "mp_rank_00_model_states.pt"
+        if not file.is_file():
+            raise UserError(f"{latest} names {step!r}, but there is no {file}")
+        return _read_torch(file)
+    indices = sorted(folder.glob("*.safetensors.index.json"))
+    if len(indices) == 1:
+        return _read_shards(indices[0])
+    for pattern in ("*.safetensors", "mp_rank_00_model_states.pt"):
+        files = sorted(folder.glob(pattern))
+        if len(files) == 1:
+            return read_state_dict(files[0])
+        if files:
+            raise UserError(f"{folder} holds {len(files)} weight files ({_listed([f.name for f in files])}): name one of them")
+    raise UserError(
+        f"{folder} holds no weights: neither `latest` with <n>/mp_rank_00_model_states.pt (SAT) "
+        f"nor diffusion_pytorch_model.safetensors or its index (diffusers)"
+    )
+
+
+def _read_shards(index: Path) -> dict[str, Tensor]:
+    try:
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise UserError(f"{index}: not an index of weight shards ({error!r})") from error
+    missing = [name for name in names if not (index.parent / name).is_file()]
+    if missing:
+        raise UserError(f"{index} names shards that are not there: {_listed(missing)}")
+    state: dict[str, Tensor] = {}
+    for name in names:
+        state |= _read_safetensors(index.parent / name)
+    return state
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path}: not a readable safetensors file ({error}); copy or download it again") from error
+
+
+def _read_torch(path: Path) -> dict[str, Tensor]:
+    try:
+        content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise UserError(_needs_code(path, error)) from error
+    except (RuntimeError, OSError, EOFError, ValueError) as error:
+        raise UserError(f"{path}: not a readable torch file ({_first_line(error)}); copy or download it again") from error
+    return _tensors(content, path)
+
+
+def _needs_code(path: Path, error: Exception) -> str:
+    return (
+        f"{path}: refused, because reading it would run code from the file, or it is no torch file ({_first_line(error)}). "
+        f"If you trust it, save its tensors alone once:\n"
+        f"  python -c \"import torch; s = torch.load({str(path)!r}, map_location='cpu', weights_only=False); "
+        f"s = s.get('state_dict', s.get('module', s)); "
+        f"torch.save({{k: v for k, v in s.items() if torch.is_tensor(v)}}, {str(path.with_suffix('.plain.pt'))!r})\""
+    )
+
+
+def _tensors(content: Any, path: Path) -> dict[str, Tensor]:
+    """The named tensors in a torch file, out of their `state_dict` or `module` wrapping."""
+    while isinstance(content, Mapping):
+        inner = next((content[key] for key in ("state_dict", "module") if isinstance(content.get(key), Mapping)), None)
+        if inner is None:
+            break
+        content = inner
+    state = {k: v for k, v in content.items() if isinstance(v, Tensor)} if isinstance(content, Mapping) else {}
+    if not state:
+        raise UserError(f"{path}: holds no named tensors (a {type(content).__name__}), so it is no weight file")
+    return state
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What loading did: how many tensors were taken, and the names that were allowed to differ."""
+
+    loaded: int
+    ignored: tuple[str, ...]
+    missing: tuple[str, ...]
+
+
+def load_strictly(
+    module: nn.Module,
+    state_dict: Mapping[str, Tensor],
+    where: str,
+    ignore_prefixes: Sequence[str] = (),
+    allow_missing: Sequence[str] = (),
+) -> LoadReport:
+    """Copy `state_dict` into `module`, which it must match in names and shapes.
+
+    Names that start with one of `ignore_prefixes` are left out; names of the module that start with one of
+    `allow_missing` may be absent. `where` names the source in the one UserError that lists every difference.
+    """
+    ignored = tuple(name for name in state_dict if name.startswith(tuple(ignore_prefixes)))
+    given = {name: tensor for name, tensor in state_dict.items() if name not in set(ignored)}
+    wanted = module.state_dict()
+    absent = [name for name in wanted if name not in given]
+    missing = [name for name in absent if not name.startswith(tuple(allow_missing))]
+    unexpected = [name for name in given if name not in wanted]
+    reshaped = [
+        f"{name} {tuple(given[name].shape)}, wanted {tuple(wanted[name].shape)}"
+        for name in wanted
+        if name in given and given[name].shape != wanted[name].shape
+    ]
+    problems = {"missing": missing, "unexpected": unexpected, "of another shape": reshaped}
+    lines = [f"  {len(names)} {kind}: {_listed(names)}" for kind, names in problems.items() if names]
+    if lines:
+        raise UserError(
+            f"{where} does not fit the {type(module).__name__} that the config describes:\n" + "\n".join(lines)
+        )
+    module.load_state_dict(given, strict=False)
+    return LoadReport(len(given), ignored, tuple(absent))
+
+
+def _listed(names: Sequence[str]) -> str:
+    """At most eight names, and how many more there are."""
+    shown = ", ".join(names[:MAX_LISTED])
+    return shown if len(names) <= MAX_LISTED else f"{shown}, and {len(names) - MAX_LISTED} more"
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
