@@ -16,9 +16,19 @@ def device_type() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
+def has_gpu() -> bool:
+    """Whether new tensors go to a GPU."""
+    return torch.cuda.is_available()
+
+
 def device_count() -> int:
     """Number of GPUs that this process sees; 0 on a CPU-only machine."""
     return torch.cuda.device_count()
+
+
+def device_name() -> str:
+    """The GPU's name as its driver gives it; "cpu" without one."""
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
 
 
 def current_device() -> torch.device:
@@ -90,3 +100,8 @@ def profiler_range(name: str) -> AbstractContextManager[object]:
     if torch.cuda.is_available():
         return torch.cuda.nvtx.range(name)
     return contextlib.nullcontext()
+
+
+def device_random_states() -> list[torch.Tensor]:
+    """The random state of every GPU that this process has used; none on a CPU, whose state is torch's own."""
+    return torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []

@@ -1,0 +1,81 @@
+"""Every place where SAT's `training_main` is bent, on one page.
+
+`with bent(args):` puts our functions in place of names in `sat.training.deepspeed_training` and restores them after it.
+Each row of `_replacements` says what SAT 0.4.12 does there and when ours may go.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from cogvideox.sat_bridge import importing  # noqa: F401  (makes `import sat` work)
+from cogvideox.sat_bridge.building import get_model, load_checkpoint, setup_model_untrainable_params_and_optimizer
+from cogvideox.sat_bridge.learning_rate import get_learning_rate_scheduler
+from cogvideox.sat_bridge.run import Run
+from cogvideox.sat_bridge.run_folder import RunClock, make_run_folder, remove_if_empty
+from cogvideox.sat_bridge.timers import Timers
+
+from sat.training import deepspeed_training  # isort: skip
+
+
+@contextmanager
+def bent(args: argparse.Namespace) -> Iterator[Run]:
+    """Make the run's folder and let SAT's training loop use our functions inside the block.
+
+    Raises:
+        UserError: the run's folder cannot be made.
+    """
+    folder, suffix = make_run_folder(args)
+    run = Run(args, folder)
+    replacements = _replacements(run, suffix)
+    before = {name: getattr(deepspeed_training, name) for name in replacements}
+    run.sat_train = before["train"]
+    for name, ours in replacements.items():
+        setattr(deepspeed_training, name, ours)
+    try:
+        yield run
+    finally:
+        for name, theirs in before.items():
+            setattr(deepspeed_training, name, theirs)
+        run.close()
+        remove_if_empty(folder)
+
+
+def _replacements(run: Run, suffix: str) -> dict[str, Callable[..., Any]]:
+    return {
+        # Synchronise the GPU at every start and stop; fail on a CPU. Until SAT times with events.
+        "Timers": Timers,
+        # Names the run per rank, to the minute. Until SAT takes a name as it is.
+        "datetime": RunClock(suffix),  # type: ignore[dict-item]
+        # Draw with replacement, ignore the seed, cannot resume on one process. Until SAT's loaders take a sampler.
+        "make_loaders": run.make_loaders,
+        # Builds under deepspeed.zero.Init (fails at stage 3), reseeds to 1234. Until SAT builds plainly.
+        "get_model": get_model,
+        # Unpickles code, accepts any mismatch in silence. Until SAT loads weights_only and strictly.
+        "load_checkpoint": load_checkpoint,
+        # Saves no optimizer, the frozen T5 and VAE, one rank's shard at stage 3. Until SAT uses DeepSpeed's saving.
+        "save_checkpoint": run.save_checkpoint,
+        # Lets DeepSpeed compile its own Adam; imports `sat.ops` optimizers, which need nvcc. Until neither does.
+        "setup_model_untrainable_params_and_optimizer": setup_model_untrainable_params_and_optimizer,
+        # Holds 5 % of lr for 100 iterations, divides by zero without warmup. Until SAT ramps.
+        "get_learning_rate_scheduler": get_learning_rate_scheduler,
+        # Seeds all ranks alike before training, collects garbage in the step. Until SAT seeds by rank.
+        "train": run.train,
+        # A host sync per metric and micro-batch, losses reduced twice, NaN averaged. Until SAT packs its reductions.
+        "train_step": run.train_step,
+        # Reports rank 0's loss. Until SAT averages over ranks.
+        "evaluate_and_print_results": run.evaluate_and_print_results,
+        # One wandb.log per kind of value, with steps out of order; metrics only as text. Until SAT logs once a step.
+        "report_iteration_metrics": run.report_iteration_metrics,
+        # TensorBoard in ./runs of the current folder. Until SAT writes into the run's folder.
+        "get_sample_writer": run.summary_writer,
+        # Started by our logger, which survives its failure. Until SAT's does.
+        "init_wandb_writer": run.wandb_is_ours,
+        # A line per argument, DeepSpeed's whole config included; training_config.yaml says it better.
+        "print_args": run.print_nothing,
+        # Asks CUDA only; peak memory is in every log line.
+        "report_memory": run.print_nothing,
+    }

@@ -1,0 +1,108 @@
+"""From what a run records to its log, metrics.jsonl, TensorBoard, wandb and report."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+from cogvideox.parallel import current
+from cogvideox.platform import device_name
+from cogvideox.sat_bridge.recorder import Recorder
+from cogvideox.telemetry.phases import phases
+from cogvideox.telemetry.progress import Progress, evaluation_line
+from cogvideox.telemetry.report import write_report
+from cogvideox.telemetry.sinks import Logger, NullLogger, RunLogger, WandbSettings
+from cogvideox.telemetry.throughput import ForwardFlops, Throughput, peak_flops, training_flops, transformer_flops
+
+logger = logging.getLogger(__name__)
+
+
+class Reporter:
+    """Writes on rank 0; the other ranks call the same functions and write nothing."""
+
+    def __init__(self, args: argparse.Namespace, folder: Path) -> None:
+        self.args, self.folder = args, folder
+        self._logger: Logger = self._open() if current().world.rank == 0 else NullLogger()
+        self._model: Any = None
+        self._throughput = Throughput()
+        self._has_content = False
+
+    def _open(self) -> RunLogger:
+        settings = None
+        if self.args.wandb:
+            settings = WandbSettings(
+                project=self.args.wandb_project_name,
+                name=self.folder.name,
+                dir=self.folder,
+                config={"files": self.args.log_config, "merged": self.args.merged_config},
+            )
+        return RunLogger(self.folder, wandb=settings)
+
+    def describe_model(self, model: Any) -> None:
+        """Learn what the model is, for its FLOPs, and whether it trains adapters only."""
+        groups = current()
+        peak = peak_flops(device_name(), model.dtype)
+        self._model = model
+        self._throughput = Throughput(peak, data_ranks=groups.data.size, model_ranks=groups.model.size)
+
+    def say(self, text: str) -> None:
+        """A line in rank 0's log."""
+        if current().world.rank == 0:
+            logger.info("%s", text)
+
+    def iteration(
+        self, step: int, total: int, recorder: Recorder, *, seconds: float, data_wait: float, loss_scale: float | None
+    ) -> None:
+        """Log the interval that ends with iteration `step`: `seconds` is training time per iteration, `data_wait` the
+        whole interval's wait.
+        """
+        iterations = self.args.log_interval
+        flops = self._forward_flops()
+        self._throughput.add(
+            wall_s=seconds * iterations,
+            samples=recorder.samples,
+            tokens=recorder.samples * self._model.tokens_per_sample,
+            data_wait_s=data_wait,
+            model_flops=recorder.samples * training_flops(flops, lora=self._model.trains_adapters_only),
+            iterations=iterations,
+        )
+        values = recorder.drain() | self._throughput.drain()
+        if recorder.skipped_batches:
+            values["skipped_batches"] = float(recorder.skipped_batches)
+        if loss_scale is not None:
+            values["loss_scale"] = loss_scale
+        seconds_of_phases = {f"seconds_{name}": value / iterations for name, value in phases.totals().items()}
+        self._logger.iteration(step, values | seconds_of_phases)
+        Progress(total).iteration(step, values)
+        self._has_content = True
+
+    def _forward_flops(self) -> ForwardFlops:
+        network, tokens = self._model.network, self._model.tokens_per_sample
+        shape = network.flop_shape()
+        return transformer_flops(
+            video_tokens=tokens - self._model.text_tokens, text_tokens=self._model.text_tokens, **shape
+        )
+
+    def evaluation(self, step: int, values: dict[str, float], split: str, where: str) -> None:
+        """Log an evaluation; `where` is SAT's name for the moment."""
+        self._logger.evaluation(step, values, split)
+        self.say(f"{evaluation_line(step, values, split)} ({where})")
+        self._has_content = True
+
+    def videos(self, step: int, files: dict[str, list[Path]], fps: int) -> None:
+        """Show sample videos where videos are shown."""
+        named = {f"{key}_video_{place}": path for key, paths in files.items() for place, path in enumerate(paths)}
+        self._logger.videos(step, named, fps)
+
+    def close(self) -> None:
+        """Close the sinks and write the report of a run that has logged anything."""
+        self._logger.close()
+        if self._has_content and current().world.rank == 0:
+            try:
+                write_report(self.folder)
+            except OSError as error:
+                logger.warning("no report.html: %s", error)
+            logger.info("the run is in %s", os.path.relpath(self.folder))

@@ -1,0 +1,161 @@
+"""One run of `training_main`: our side of its loop, with what has to be remembered between its calls."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import time
+from collections.abc import Callable
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cogvideox.checkpoint.saving import save_checkpoint
+from cogvideox.parallel import current
+from cogvideox.platform import reset_peak_memory
+from cogvideox.sat_bridge import loaders, training
+from cogvideox.sat_bridge.recorder import Recorder
+from cogvideox.sat_bridge.reporting import Reporter
+from cogvideox.sat_bridge.timers import Timers
+
+logger = logging.getLogger(__name__)
+
+
+class Run:
+    """Holds the loaders, the recorder and the reporter that SAT's functions do not hand to each other."""
+
+    def __init__(self, args: argparse.Namespace, folder: Path) -> None:
+        self.args, self.folder = args, folder
+        self.recorder = Recorder()
+        self.reporter = Reporter(args, folder)
+        self.train_data: loaders.TrainLoader | None = None
+        self.valid_data: loaders.EvaluationLoader | None = None
+        self.test_data: loaders.EvaluationLoader | None = None
+        self.sat_train: Callable[..., Any]
+        self._timers: Timers | None = None
+        self._saved_at = -1
+
+    def make_loaders(self, args: argparse.Namespace, create: Any, collate_fn: Any = None) -> tuple[Any, Any, Any]:
+        """As `loaders.make_loaders`; remembers what it made."""
+        self.train_data, self.valid_data, self.test_data = loaders.make_loaders(args, create, collate_fn)
+        return self.train_data, self.valid_data, self.test_data
+
+    def train(self, engine: Any, optimizer: Any, lr_scheduler: Any, *args: Any, **kwargs: Any) -> tuple[int, int]:
+        """SAT's `train`, with each rank's own draws; `--exit-interval` ends it like its last iteration."""
+        reset_peak_memory()
+        self.reporter.describe_model(engine.module)
+        with training.prepared_for_training(self.args, self.train_data):
+            try:
+                return self.sat_train(engine, optimizer, lr_scheduler, *args, **kwargs)
+            except SystemExit:
+                return self.args.iteration, 0
+
+    def train_step(
+        self,
+        data_iterator: Any,
+        engine: Any,
+        optimizer: Any,
+        lr_scheduler: Any,
+        args: argparse.Namespace,
+        timers: Timers,
+        hooks: dict[str, Any],
+    ) -> tuple[torch.Tensor, int, dict[str, torch.Tensor]]:
+        """As `training.train_step`, recorded."""
+        self._timers = timers
+        return training.train_step(
+            data_iterator,
+            engine,
+            optimizer,
+            lr_scheduler,
+            args,
+            timers,
+            forward_step=hooks["forward_step"],
+            recorder=self.recorder,
+        )
+
+    def report_iteration_metrics(
+        self, _writer: Any, optimizer: Any, _lr: float, _loss: float, elapsed_ms: float, step: int, total: int, *_: Any
+    ) -> None:
+        """One log line, one line of metrics.jsonl, one set of TensorBoard and wandb values."""
+        data_wait = self._timers("data loader").elapsed() if self._timers is not None else 0.0
+        loss_scale = float(optimizer.cur_scale) if self.args.fp16 else None
+        self.reporter.iteration(
+            step, total, self.recorder, seconds=elapsed_ms / 1000, data_wait=data_wait, loss_scale=loss_scale
+        )
+
+    def evaluate_and_print_results(
+        self,
+        prefix: str,
+        _iterator: Any,
+        engine: Any,
+        eval_iters: int,
+        args: argparse.Namespace,
+        timers: Timers,
+        _has_last: bool,
+        split: str,
+        _verbose: bool = False,
+        step: int | None = None,
+        summary_writer: Any = None,  # noqa: ARG002  (SAT passes it by name)
+        hooks: dict[str, Any] | None = None,
+    ) -> float:
+        """Mean validation or test loss over ranks and batches, logged; the time it takes is not training time."""
+        assert hooks is not None
+        loader = self.valid_data if split == "val" else self.test_data
+        assert loader is not None
+        with self._not_training_time():
+            batches = len(loader) if args.strict_eval else eval_iters
+            values = training.evaluate(loader, engine, batches, args, timers, hooks["forward_step_eval"])
+        self.reporter.evaluation(step if step is not None else args.iteration, values, split, prefix)
+        return values["loss"]
+
+    def save_checkpoint(
+        self, iteration: int, engine: Any, _optimizer: Any, lr_scheduler: Any, args: argparse.Namespace
+    ) -> None:
+        """Save once per iteration; the last save of `training_main` is often one that was just made."""
+        if iteration == self._saved_at:
+            return
+        adapters_only = bool(args.load) and engine.module.trains_adapters_only
+        state = {
+            "client_lr_scheduler": lr_scheduler.state_dict(),
+            "seed": args.seed,
+            "data_parallel_size": current().data.size,
+            "adapters_only": adapters_only,
+            "base_weights": str(Path(args.load).resolve()) if args.load else None,
+        }
+        with self._not_training_time():
+            began = time.perf_counter()
+            final = save_checkpoint(engine, Path(args.save), iteration, state, adapters_only=adapters_only)
+            self.reporter.say(f"saved {final} in {time.perf_counter() - began:.1f} s")
+        self._saved_at = iteration
+
+    @contextmanager
+    def _not_training_time(self) -> Any:
+        """Keep evaluations and saves out of "time per iteration" and out of the wait for data."""
+        timers = self._timers
+        if timers is None or not timers("interval time").running:
+            yield
+            return
+        wait = timers("data loader").elapsed()
+        timers("interval time").stop()
+        try:
+            yield
+        finally:
+            timers("interval time").start()
+            timers("data loader").elapsed()
+            timers("data loader").add(wait)
+
+    def summary_writer(self, *_: Any, **__: Any) -> Any:
+        """SAT's summary writer: ours is the reporter's, made with the run."""
+        return self.reporter
+
+    def wandb_is_ours(self, _args: argparse.Namespace) -> None:
+        """The reporter starts wandb itself."""
+
+    def print_nothing(self, *_: Any) -> None:
+        """Stands where SAT prints what the log and training_config.yaml already hold."""
+
+    def close(self) -> None:
+        """Flush the logs and write the report, if the run got as far as having something in it."""
+        self.reporter.close()

@@ -1,0 +1,248 @@
+"""The engine: clip → latent → loss, and noise → latent → clip. The only place where the middle rooms meet.
+
+States of the data: clip (B,F,3,H,W) in [-1, 1] → latent (B,T,16,h,w), scaled by `scale_factor` here and nowhere else →
+v prediction of the same shape → one loss a sample.
+
+# B batch, F frames, T latent frames, C channels, H W pixels, h w latent size, N text tokens, D width
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from cogvideox import parallel
+from cogvideox.checkpoint.loading import StartingWeights
+from cogvideox.config import instantiate, resolve_target
+from cogvideox.errors import UserError
+from cogvideox.platform import autocast, current_device
+from cogvideox.telemetry.phases import phases
+
+logger = logging.getLogger(__name__)
+
+DTYPE_NAMES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
+NETWORK_WRAPPER = "cogvideox.transformer.wrapper.NetworkWrapper"
+NETWORK_PREFIX = "model.diffusion_model."
+OTHER_PREFIXES = ("first_stage_model.", "conditioner.", "denoiser.", "loss_fn.")
+ADAPTER_NAMES = ("matrix_A", "matrix_B")
+# Keys of `model:` whose models this engine does not build, each with the value that asks for nothing.
+NOT_BUILT = {
+    "noised_image_input": False,
+    "noised_image_all_concat": False,
+    "noised_image_dropout": 0.0,
+    "latent_input": False,
+    "lr_scale": None,
+    "lora_train": False,
+    "use_pd": False,
+}
+
+
+class SATVideoDiffusionEngine(nn.Module):
+    """Everything that `training_main` trains and samples from, built from `args.model_config`.
+
+    The VAE and a text encoder that does not train are held outside the module tree: DeepSpeed does not partition them
+    and checkpoints do not hold them, but casts and moves reach them.
+    """
+
+    def __init__(self, args: argparse.Namespace, params_dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        config: Mapping[str, Any] = args.model_config
+        _refuse_unbuilt(config)
+        self.dtype = params_dtype
+        self.input_key: str = config.get("input_key", "mp4")
+        self.scale_factor: float = config.get("scale_factor", 1.0)
+        self.not_trainable_prefixes = list(config.get("not_trainable_prefixes", ["first_stage_model", "conditioner"]))
+        self.samples_at_a_time: int | None = config.get("en_and_decode_n_samples_a_time")
+        self.first_stage_autocast = not config.get("disable_first_stage_autocast", False)
+
+        network = instantiate(config["network_config"], dtype=DTYPE_NAMES[params_dtype])
+        wrapper = resolve_target(config.get("network_wrapper") or NETWORK_WRAPPER)
+        self.model = wrapper(network, compile_model=config.get("compile_model", False), dtype=params_dtype)
+        self.denoiser = instantiate(config["denoiser_config"])
+        self.loss_fn = instantiate(config["loss_fn_config"])
+        self.sampler = instantiate(config["sampler_config"]) if config.get("sampler_config") else None
+        self.first_stage_model: nn.Module
+        self.conditioner: nn.Module
+        self._hold_frozen("first_stage_model", instantiate(config["first_stage_config"]))
+        conditioner = instantiate(config["conditioner_config"])
+        if any(embedder.is_trainable for embedder in conditioner.embedders):
+            self.conditioner = conditioner
+        else:
+            self._hold_frozen("conditioner", conditioner)
+        self.tokens_per_sample = 0
+
+    def _hold_frozen(self, name: str, module: nn.Module) -> None:
+        object.__setattr__(self, name, module.eval().requires_grad_(False))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the engine computes."""
+        return current_device()
+
+    @property
+    def trains_adapters_only(self) -> bool:
+        """Whether all that trains is LoRA matrices."""
+        names = [name for name, parameter in self.named_parameters() if parameter.requires_grad]
+        return bool(names) and all(_is_adapter(name) for name in names)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SATVideoDiffusionEngine:
+        """Casts and moves reach the modules held outside the tree too."""
+        for name in ("first_stage_model", "conditioner"):
+            if name not in self._modules:
+                getattr(self, name)._apply(fn)
+        return super()._apply(fn, recurse)
+
+    def train(self, mode: bool = True) -> SATVideoDiffusionEngine:
+        """Caption dropout happens in training only; the frozen networks inside stay in evaluation mode."""
+        self.conditioner.train(mode)
+        return super().train(mode)
+
+    def disable_untrainable_params(self) -> None:
+        """Freeze what `not_trainable_prefixes` names ("all": everything but LoRA matrices); SAT calls this.
+
+        Raises:
+            UserError: nothing is left to train.
+        """
+        for name, parameter in self.named_parameters():
+            frozen = any(prefix == "all" or name.startswith(prefix) for prefix in self.not_trainable_prefixes)
+            if frozen and not _is_adapter(name):
+                parameter.requires_grad_(False)
+        trainable = sum(parameter.numel() for parameter in self.parameters() if parameter.requires_grad)
+        total = sum(parameter.numel() for parameter in self.parameters())
+        if trainable == 0:
+            raise UserError(
+                f"not_trainable_prefixes {self.not_trainable_prefixes} leaves nothing to train: add a lora_config to "
+                "model.network_config.params.modules, or remove the prefix (model.not_trainable_prefixes)"
+            )
+        logger.info("training %s of %s parameters", f"{trainable:,}", f"{total:,}")
+
+    def load_weights(self, weights: StartingWeights, allow_missing: bool) -> None:
+        """Load a checkpoint's transformer (and a text encoder that trains); a VAE or frozen T5 in it is passed over.
+
+        Names may start with `model.diffusion_model.` as in SAT's files, or be the transformer's own.
+
+        Raises:
+            UserError: names or shapes that do not fit, all listed.
+        """
+        state = {name.removeprefix(NETWORK_PREFIX): tensor for name, tensor in weights.state_dict.items()}
+        state = {name: tensor for name, tensor in state.items() if not name.startswith(OTHER_PREFIXES)}
+        ranks = parallel.current().model
+        if ranks.size > 1 and not weights.is_shard:
+            state = {name: self.network.shard(name, tensor, ranks.rank, ranks.size) for name, tensor in state.items()}
+        missing = self.network.load_weights(state, str(weights.source), allow_missing=allow_missing)
+        logger.info("loaded %s; %d parameters keep their initial values", weights.source, len(missing))
+
+    def shared_step(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of a batch (`mp4`, `txt`, …): mean over its samples, and the same in a dict for the log."""
+        with phases("vae"):
+            z = self.encode_first_stage(self.get_input(batch))
+        return self(z, batch)
+
+    def forward(self, z: Tensor, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of scaled latents `z` (B,T,C,h,w)."""
+        with phases("text_encoder"):
+            cond = self._cast(self.conditioner(batch))
+        self.tokens_per_sample = self._tokens(z, cond)
+        with phases("forward"):
+            loss = self.loss_fn(self.model, self.denoiser, lambda _: cond, z, batch).mean()
+        return loss, {"loss": loss}
+
+    def get_input(self, batch: Mapping[str, Any]) -> Tensor:
+        """The clips of the batch, (B,F,3,H,W), in the engine's dtype and place."""
+        return batch[self.input_key].to(self.device, self.dtype)
+
+    @torch.no_grad()
+    def encode_first_stage(self, clips: Tensor) -> Tensor:
+        """Clips (B,F,3,H,W) in [-1, 1] → scaled latents (B,T,C,h,w), drawn from the VAE's posterior."""
+        x = rearrange(clips, "b f c h w -> b c f h w")
+        with autocast(self.dtype if self.first_stage_autocast else None):
+            z = torch.cat([self.first_stage_model.encode(part) for part in self._in_parts(x)])
+        return rearrange(z * self.scale_factor, "b c t h w -> b t c h w").to(self.dtype)
+
+    @torch.no_grad()
+    def decode_first_stage(self, z: Tensor) -> Tensor:
+        """Scaled latents (B,T,C,h,w) → clips (B,F,3,H,W), float32, about [-1, 1]."""
+        latents = rearrange(z.to(self.dtype) / self.scale_factor, "b t c h w -> b c t h w")
+        with autocast(self.dtype if self.first_stage_autocast else None):
+            x = torch.cat([self.first_stage_model.decode(part) for part in self._in_parts(latents)])
+        return rearrange(x, "b c f h w -> b f c h w").float()
+
+    @torch.no_grad()
+    def sample(
+        self,
+        cond: dict[str, Tensor],
+        uc: dict[str, Tensor] | None = None,
+        batch_size: int = 16,
+        shape: tuple[int, ...] | None = None,
+        **model_inputs: Any,
+    ) -> Tensor:
+        """Scaled latents (`batch_size`, *`shape`) in the engine's dtype, from noise; `shape` is (T,C,h,w)."""
+        if self.sampler is None:
+            raise UserError("the config has no model.sampler_config: samples cannot be drawn")
+        assert shape is not None
+        noise = torch.randn(batch_size, *shape, device=self.device)
+        parallel.current().model.broadcast(noise)
+
+        def denoise(x: Tensor, sqrt_alpha_bar: Tensor, c: Mapping[str, Any], **kwargs: Any) -> Tensor:
+            return self.denoiser(self.model, x, sqrt_alpha_bar, c, **kwargs)
+
+        return self.sampler(denoise, noise, cond, uc=uc, **model_inputs).to(self.dtype)
+
+    @torch.no_grad()
+    def log_video(self, batch: dict[str, Any], N: int = 8, only_log_video_latents: bool = False) -> dict[str, Tensor]:
+        """What an evaluation shows of the first `N` clips: `inputs`, `reconstructions` (through the VAE and back) and
+        `samples` (from their captions), each (B,F,3,H,W) float32, or `latents` (B,T,C,h,w), unscaled, alone.
+        """
+        clips = self.get_input(batch)[:N]
+        first = {key: value[:N] for key, value in batch.items() if isinstance(value, list | Tensor)}
+        cond, uc = self.conditioner.get_unconditional_conditioning(  # type: ignore[operator]
+            first,
+            force_uc_zero_embeddings=[embedder.input_key for embedder in self.conditioner.embedders],  # type: ignore[union-attr]
+        )
+        z = self.encode_first_stage(clips)
+        samples = self.sample(self._cast(cond), self._cast(uc), batch_size=len(clips), shape=tuple(z.shape[1:]))
+        if only_log_video_latents:
+            return {"latents": samples.float() / self.scale_factor}
+        return {
+            "inputs": clips.float(),
+            "reconstructions": self.decode_first_stage(z),
+            "samples": self.decode_first_stage(samples),
+        }
+
+    def _cast(self, cond: Mapping[str, Any]) -> dict[str, Any]:
+        return {
+            key: value.to(self.device, self.dtype) if isinstance(value, Tensor) else value
+            for key, value in cond.items()
+        }
+
+    def _in_parts(self, x: Tensor) -> tuple[Tensor, ...]:
+        return x.split(self.samples_at_a_time or len(x))
+
+    def _tokens(self, z: Tensor, cond: Mapping[str, Tensor]) -> int:
+        """Text and video tokens that the network sees for one sample."""
+        _, frames, _, height, width = z.shape
+        return cond["crossattn"].shape[1] + frames * height * width // math.prod(self.network.patch)
+
+    @property
+    def network(self) -> Any:
+        """The transformer inside its wrapper."""
+        return self.model.diffusion_model
+
+
+def _is_adapter(name: str) -> bool:
+    return any(part in ADAPTER_NAMES for part in name.split("."))
+
+
+def _refuse_unbuilt(config: Mapping[str, Any]) -> None:
+    asked = [key for key, nothing in NOT_BUILT.items() if config.get(key, nothing) not in (nothing, None)]
+    if asked:
+        raise UserError(
+            f"model.{', model.'.join(asked)}: image-to-video, latent input and distillation are not supported here"
+        )

@@ -1,0 +1,218 @@
+"""Fine-tune a CogVideoX model: `python train_video.py --base MODEL.yaml sft.yaml [flags]`.
+
+`main` maps the launcher's variables, reads the configuration, and hands one training step, one evaluation step and a
+data set factory to SwissArmyTransformer. The loop is SAT's `training_main` in `sat/training/deepspeed_training.py`; the
+places where we bend it are listed in `cogvideox/sat_bridge/bridge.py`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Iterator, MutableMapping
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from arguments import get_args, initialize_distributed
+from cogvideox.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+logger = logging.getLogger(__name__)
+
+# What each launcher calls RANK, WORLD_SIZE, …; the first whose required names are all there counts.
+LAUNCHERS: dict[str, dict[str, str]] = {
+    "Open MPI": {
+        "RANK": "OMPI_COMM_WORLD_RANK",
+        "WORLD_SIZE": "OMPI_COMM_WORLD_SIZE",
+        "LOCAL_RANK": "OMPI_COMM_WORLD_LOCAL_RANK",
+        "LOCAL_WORLD_SIZE": "OMPI_COMM_WORLD_LOCAL_SIZE",
+    },
+    "Slurm": {
+        "RANK": "SLURM_PROCID",
+        "WORLD_SIZE": "SLURM_NTASKS",
+        "LOCAL_RANK": "SLURM_LOCALID",
+        "LOCAL_WORLD_SIZE": "SLURM_NTASKS_PER_NODE",
+    },
+}
+REQUIRED = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+
+
+def map_launcher_variables(environ: MutableMapping[str, str]) -> None:
+    """Give `environ` the variables of torch.distributed from those of Open MPI, or of Slurm where none are set.
+
+    torchrun's own win: it may itself have been started by one of the others.
+    """
+    if "TORCHELASTIC_RUN_ID" in environ:
+        return
+    for launcher, names in LAUNCHERS.items():
+        if launcher == "Slurm" and "RANK" in environ:
+            continue
+        if all(names[wanted] in environ for wanted in REQUIRED):
+            environ.update({wanted: environ[theirs] for wanted, theirs in names.items() if theirs in environ})
+            return
+
+
+def forward_step(
+    data_iterator: Iterator[Any],
+    model: Any,
+    args: argparse.Namespace,
+    timers: Any,
+    data_class: type | None = None,  # noqa: ARG001  (the reference's signature)
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """One training step's loss, a scalar on the device, and what makes it up; SAT calls this for every micro-batch."""
+    from cogvideox.parallel import current
+
+    batch = _next_batch(data_iterator, timers)
+    if current().world.rank == 0:
+        save_training_config(args)
+    batch["global_step"] = args.iteration
+    return model.shared_step(batch)
+
+
+def forward_step_eval(
+    data_iterator: Iterator[Any],
+    model: Any,
+    args: argparse.Namespace,
+    timers: Any,
+    only_log_video_latents: bool = False,
+    data_class: type | None = None,  # noqa: ARG001  (the reference's signature)
+    report_videos: Any = None,
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """One evaluation step's loss as in training, after sample videos of the batch were drawn and saved.
+
+    `report_videos(iteration, {key: [mp4 paths]}, fps)` is told of videos that were written.
+    """
+    import torch
+
+    batch = _next_batch(data_iterator, timers)
+    if batch["mp4"].dim() == 6:
+        batch = flatten_views(batch)
+    log_video(batch, model, args, only_log_video_latents, report_videos)
+    batch["global_step"] = args.iteration
+    loss, metrics = model.shared_step(batch)
+    return loss, {key: value.float() if value.dtype == torch.bfloat16 else value for key, value in metrics.items()}
+
+
+def _next_batch(data_iterator: Iterator[Any], timers: Any) -> dict[str, Any]:
+    """The next batch on the device, read on the first rank of each model parallel group and sent to the others."""
+    from cogvideox.data.batches import broadcast_batch, to_device
+    from cogvideox.parallel import current
+
+    batch: dict[str, Any] = {}
+    if current().model.rank == 0:
+        timers("data loader").start()
+        batch = next(data_iterator)
+        timers("data loader").stop()
+        batch = to_device(batch)
+    return broadcast_batch(batch)
+
+
+def flatten_views(batch: dict[str, Any]) -> dict[str, Any]:
+    """Multi-view clips (B,V,F,C,H,W) → (B·V,F,C,H,W); `txt`, a list over views of lists over samples, alike."""
+    samples, views = batch["mp4"].shape[:2]
+    texts = [batch["txt"][view][sample] for sample in range(samples) for view in range(views)]
+    repeated = {key: batch[key].repeat_interleave(views) for key in ("num_frames", "fps") if key in batch}
+    return batch | repeated | {"mp4": batch["mp4"].flatten(0, 1), "txt": texts}
+
+
+def save_training_config(args: argparse.Namespace) -> None:
+    """Write the merged config, as run, into the run's folder, once."""
+    from omegaconf import OmegaConf
+
+    path = Path(args.save) / "training_config.yaml"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        OmegaConf.save(OmegaConf.create(args.merged_config), path)
+
+
+def log_video(
+    batch: dict[str, Any],
+    model: Any,
+    args: argparse.Namespace,
+    only_log_video_latents: bool = False,
+    report_videos: Any = None,
+) -> None:
+    """Sample videos of `batch` on data parallel rank 0 and save them with their captions in the run's folder.
+
+    Under ZeRO 3 every rank holds a part of the weights, so all must take part in the sampling.
+    """
+    from cogvideox.parallel import current
+    from cogvideox.telemetry.samples import save_samples
+
+    groups = current()
+    if groups.data.rank != 0 and args.zero_stage < 3:
+        return
+    videos = model.log_video(batch, only_log_video_latents=only_log_video_latents)
+    if groups.world.rank == 0:
+        written = save_samples(videos, batch, Path(args.save), args.iteration, batch_number=args.eval_batch)
+        if report_videos is not None and written:
+            report_videos(args.iteration, written, int(batch["fps"][0]))
+
+
+def train(args: argparse.Namespace) -> None:
+    """Everything after the arguments: groups, data class, SAT's loop."""
+    import yaml
+
+    from cogvideox.config import resolve_target
+    from cogvideox.sat_bridge.bridge import bent
+    from cogvideox.telemetry.phases import phases
+    from diffusion_video import SATVideoDiffusionEngine
+
+    logging.basicConfig(
+        level=logging.INFO if args.rank == 0 else logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S"
+    )
+    for note in args.config_notes:
+        logger.info("%s", note)
+    if args.profile_phases:
+        phases.enable()
+    args.log_config = [yaml.safe_load(Path(base).read_text(encoding="utf-8")) for base in args.base]
+    initialize_distributed(args)
+    data_class = resolve_target(args.data_config["target"])
+    create_dataset_function = partial(data_class.create_dataset_function, **args.data_config["params"])
+    with bent(args) as run:
+        from sat.training.deepspeed_training import training_main
+
+        training_main(
+            args,
+            model_cls=SATVideoDiffusionEngine,
+            forward_step_function=partial(forward_step, data_class=data_class),
+            forward_step_eval=partial(
+                forward_step_eval,
+                data_class=data_class,
+                only_log_video_latents=args.only_log_video_latents,
+                report_videos=run.reporter.videos,
+            ),
+            create_dataset_function=create_dataset_function,
+        )
+
+
+def main(args_list: list[str] | None = None) -> int:
+    """Parse, then train; the exit status is 0, or 2 for a mistake in what was given, told without a traceback."""
+    map_launcher_variables(os.environ)
+    try:
+        args = get_args(args_list)
+    except UserError as error:
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            print(error, file=sys.stderr)
+        return 2
+
+    from cogvideox.sat_bridge import distributed
+
+    try:
+        train(args)
+    except UserError as error:
+        if distributed.first_to_say(str(error)):
+            print(error, file=sys.stderr)
+        return 2
+    finally:
+        distributed.shutdown()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
