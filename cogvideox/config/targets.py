@@ -47,16 +47,19 @@ ALIASES: dict[str, str] = {
 OWN_MODULES = ("cogvideox", "data_video", "diffusion_video")
 LIBRARY_MODULES = ("sat", "torch")
 
-# `deepspeed.optimizer.type` as written → the optimizer that runs. SAT's FusedEmaAdam needs nvcc at run time; ours is
-# torch's AdamW with an EMA of the weights and takes its name. Types that are not listed go to DeepSpeed as they are.
+# `deepspeed.optimizer.type`, in any case → the optimizer that runs. SAT's FusedEmaAdam needs nvcc at run time; ours is
+# torch's AdamW with an average of the weights beside it.
 EMA_ADAMW = "EmaAdamW"
 OPTIMIZER_TYPES: dict[str, str] = {
-    "sat.ops.FusedEmaAdam": EMA_ADAMW,
-    "FusedEmaAdam": EMA_ADAMW,
-    EMA_ADAMW: EMA_ADAMW,
-    "Adam": "AdamW",
-    "FusedAdam": "AdamW",
-    "AdamW": "AdamW",
+    "sat.ops.fusedemaadam": EMA_ADAMW,
+    "fusedemaadam": EMA_ADAMW,
+    "emaadamw": EMA_ADAMW,
+    "adam": "AdamW",  # as in DeepSpeed, whose Adam decouples weight decay
+    "fusedadam": "AdamW",
+    "adamw": "AdamW",
+    "torchadam": "Adam",
+    "adagrad": "Adagrad",
+    "sgd": "SGD",
 }
 
 
@@ -84,7 +87,7 @@ def resolve_target(path: str) -> Any:
     Raises UserError when it is not allowed, does not import, or is not there.
     """
     real = ALIASES.get(path, path)
-    _check_allowed(path, real)
+    check_allowed(path, real)
     module_name, _, name = real.rpartition(".")
     module = _import(path, module_name)
     found = vars(module).get(name)
@@ -102,7 +105,8 @@ def resolve_target(path: str) -> Any:
     return found
 
 
-def _check_allowed(path: str, real: str) -> None:
+def check_allowed(path: str, real: str) -> None:
+    """Raise UserError unless a target written `path`, meaning `real`, may be imported."""
     top = real.split(".")[0]
     if "." not in real:
         raise UserError(f"target `{path}` is not a dotted path: write `module.ClassName`")

@@ -1,0 +1,196 @@
+"""Flags and YAML files → checked arguments. Nothing is started here: `initialize_distributed` is a second call.
+
+`get_args` reads, merges and checks; every problem that it finds is told in one UserError. It imports neither SAT nor
+DeepSpeed, and torch only once the settings are right.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from cogvideox.config.command_line import CommandLine, parse_command_line
+from cogvideox.config.explain import explain
+from cogvideox.config.fitting import fit
+from cogvideox.config.flags import FLAGS, YAML_KEYS
+from cogvideox.config.load import load_settings, resolve_interpolations
+from cogvideox.config.preflight import check_paths, check_sizes, check_world
+from cogvideox.config.reconcile import check_batch, reconcile
+from cogvideox.config.report import Problem, raise_if_any
+from cogvideox.config.settings import DEFAULT, MISSING, Settings
+from cogvideox.config.targets import allowed_modules
+from cogvideox.config.validate import Validator
+
+DEFAULT_TRAIN_ITERS = 10_000
+# Of one process or one machine: not part of the merged config that a run writes down.
+PROCESS_KEYS = ("device", "distributed_backend")
+
+
+def get_args(args_list: Sequence[str] | None = None) -> argparse.Namespace:
+    """The arguments of `args_list` (default: this process's command line) and of the YAML files that it names.
+
+    Beside the flags, the namespace has `model_config`, `data_config`, `deepspeed_config` (plain dicts), `merged_config`
+    (all sections as run), `config_notes` (what to tell the user), `rank`, `world_size`, `local_rank`, `device`, `cuda`.
+    `--help` and `--explain` print and exit with 0.
+    Raises UserError that names every problem found.
+    """
+    problems: list[Problem] = []
+    line = parse_command_line(sys.argv[1:] if args_list is None else args_list, problems)
+    settings = _merged(line, problems)
+    raise_if_any(problems)
+    notes = reconcile(settings, problems)
+    if line.values.get("explain"):
+        sys.stdout.write(explain(settings, line.values["explain"]) + "\n")
+        raise SystemExit(0)
+    ranks = _ranks(line, problems)
+    validator = Validator(settings)
+    validator.run()
+    problems += validator.problems
+    problems += [*check_paths(settings), *check_sizes(settings), *_check_lengths(settings)]
+    problems += [*check_world(settings, ranks["world_size"]), *check_batch(settings, ranks["world_size"])]
+    args = argparse.Namespace(**ranks)
+    if not problems or settings.get("args.fp16") is True:
+        _add_device(args, settings, problems)
+    raise_if_any(problems)
+    notes += [f"{key} has no effect ({reason}); ignored" for key, reason in validator.notes.items()]
+    _fill(args, settings, line, validator.data_params)
+    args.config_notes = notes
+    return args
+
+
+def initialize_distributed(args: argparse.Namespace) -> None:
+    """Start the process group, SAT's groups and DeepSpeed's communication for `args`."""
+    from cogvideox.sat_bridge.distributed import initialize
+
+    initialize(args)
+
+
+def _merged(line: CommandLine, problems: list[Problem]) -> Settings:
+    """Files, then a DeepSpeed JSON file, then dotted overrides and flags; defaults where nothing is said."""
+    for module in line.values.get("allow_target", []):
+        allowed_modules.allow(module)
+    files = line.values.get("base", [])
+    if not files:
+        problems.append(Problem("--base", "", "no config file is named", "try `--base configs/quickstart.yaml`"))
+    settings = load_settings(files, line.overrides, problems)
+    _merge_deepspeed_json(settings, line, problems)
+    for key, value in line.values.items():
+        if key in YAML_KEYS:
+            settings.set(f"args.{key}", value, line.sources[key])
+    for key, flag in YAML_KEYS.items():
+        if settings.get(f"args.{key}", MISSING) is MISSING:
+            settings.set(f"args.{key}", flag.default, DEFAULT)
+    resolve_interpolations(settings, problems)
+    return settings
+
+
+def _merge_deepspeed_json(settings: Settings, line: CommandLine, problems: list[Problem]) -> None:
+    path = line.values.get("deepspeed_config")
+    if not path:
+        return
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        problems.append(Problem(line.sources["deepspeed_config"], "", f"cannot be read ({error})", "give a JSON file"))
+        return
+    overrides = [key for key in settings.history if settings.is_from_command_line(key)]
+    kept = {key: (settings.get(key), settings.source(key)) for key in overrides}
+    settings.merge({"deepspeed": content}, {}, str(path))
+    for key, (value, source) in kept.items():
+        settings.set(key, value, source)
+
+
+def _ranks(line: CommandLine, problems: list[Problem]) -> dict[str, int]:
+    """Rank, world size and local rank, from the environment (a launcher's) and `--local-rank`."""
+    ranks = {}
+    for name, default in (("rank", 0), ("world_size", 1), ("local_rank", 0)):
+        text = os.environ.get(name.upper(), str(default))
+        if not text.isdigit():
+            where = f"environment: {name.upper()}={text}"
+            problems.append(Problem(where, "", "is not a whole number", "unset it, or start with torchrun"))
+            text = str(default)
+        ranks[name] = int(text)
+    if line.values.get("local_rank") is not None:
+        ranks["local_rank"] = line.values["local_rank"]
+    if ranks["rank"] >= ranks["world_size"]:
+        what = f"rank {ranks['rank']} of a world of {ranks['world_size']}"
+        problems.append(Problem("environment: RANK, WORLD_SIZE", "", what, "start with torchrun, or unset both"))
+        ranks["world_size"] = ranks["rank"] + 1
+    return ranks
+
+
+def _check_lengths(settings: Settings) -> list[Problem]:
+    """How long to train is said once, and each training folder has one weight if any has."""
+    problems = []
+    iters, epochs = (settings.get(f"args.{name}") for name in ("train_iters", "epochs"))
+    if iters is not None and epochs is not None:
+        what = f"{iters}, and args.epochs is {epochs} ({settings.source('args.epochs')})"
+        remedy = "give one of them (`args.train_iters=null` takes a file's value back)"
+        problems.append(Problem(settings.source("args.train_iters"), "args.train_iters", what, remedy))
+    folders, weights = settings.get("args.train_data"), settings.get("args.train_data_weights")
+    if isinstance(folders, list) and isinstance(weights, list) and len(folders) != len(weights):
+        what = f"{len(weights)} weights for {len(folders)} folders of training data"
+        key = "args.train_data_weights"
+        problems.append(Problem(settings.source(key), key, what, "give one weight for each folder"))
+    return problems
+
+
+def _add_device(args: argparse.Namespace, settings: Settings, problems: list[Problem]) -> None:
+    """`args.device` (a GPU's index or "cpu"), `args.cuda` and the backend, as SAT wants them."""
+    from cogvideox.platform import device_count, distributed_backend
+
+    gpus = device_count()
+    wanted = settings.get("args.device")
+    args.cuda = gpus > 0
+    args.device = args.local_rank if gpus else "cpu"
+    args.distributed_backend = settings.get("args.distributed_backend") or distributed_backend()
+    if settings.get("args.mode") == "inference" and gpus and wanted != -1:
+        args.device = wanted
+    elif wanted not in (-1, args.device):
+        what = f"GPU {wanted} is asked for, but this process's place is {args.device}"
+        remedy = "choose GPUs with CUDA_VISIBLE_DEVICES"
+        problems.append(Problem(settings.source("args.device"), "args.device", what, remedy))
+    if gpus and args.local_rank >= gpus:
+        what = f"local rank {args.local_rank} needs a GPU of its own, but there are {gpus}"
+        problems.append(Problem("environment: LOCAL_RANK", "", what, f"start {gpus} processes on this machine"))
+    if not gpus and settings.get("args.fp16") is True:
+        where = settings.source("args.fp16")
+        remedy = "use bf16 (`--bf16`) or float32 (`--fp16 false`), or a machine with a GPU"
+        problems.append(Problem(where, "args.fp16", "float16 needs a GPU, and there is none here", remedy))
+    if not gpus and args.distributed_backend == "nccl":
+        where = settings.source("args.distributed_backend")
+        problems.append(
+            Problem(where, "args.distributed_backend", "nccl needs GPUs, and there is none here", "use gloo")
+        )
+
+
+def _fill(args: argparse.Namespace, settings: Settings, line: CommandLine, data_params: dict[str, Any] | None) -> None:
+    """Everything else that SAT, DeepSpeed and the entry point read from the namespace."""
+    values = {key: fit(settings.get(f"args.{key}"), flag.annotation) for key, flag in YAML_KEYS.items()}
+    if values["train_iters"] is None and values["epochs"] is None:
+        values["train_iters"] = DEFAULT_TRAIN_ITERS
+        settings.set("args.train_iters", DEFAULT_TRAIN_ITERS, DEFAULT)
+    if values["iterable_dataset_eval"] == "":
+        values["iterable_dataset_eval"] = values["iterable_dataset"]
+    values["summary_dir"] = values["summary_dir"] or values["save"] or ""
+    for key in values.keys() - set(PROCESS_KEYS):
+        setattr(args, key, values[key])
+    for key, flag in FLAGS.items():
+        if flag.only_flag and key != "local_rank":
+            setattr(args, key, line.values.get(key, flag.default))
+    args.deepspeed = args.mode != "inference"
+    args.deepspeed_activation_checkpointing = False  # the transformer recomputes by itself, on any device
+    args.deepspeed_config = settings.get("deepspeed")
+    args.model_config = settings.get("model") or {}
+    args.data_config = {"params": {}, **(settings.get("data") or {})}
+    if data_params is not None:
+        args.data_config["params"] = data_params
+    args.merged_config = {
+        **{name: section for name, section in settings.tree.items() if name != "args"},
+        "args": {key: value for key, value in settings.tree["args"].items() if key not in PROCESS_KEYS},
+    }

@@ -1,0 +1,174 @@
+"""Look at the files and the machine that a config speaks of, before anything is built."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from cogvideox.config.report import Problem
+from cogvideox.config.settings import Settings, leaves
+from cogvideox.config.static_signature import REPOSITORY
+
+WEIGHT_SUFFIXES = (".safetensors", ".pt", ".ckpt", ".pth", ".bin")
+FOLDER_DATASETS = ("data_video.SFTDataset",)
+
+
+def check_paths(settings: Settings) -> list[Problem]:
+    """Everything that is missing on disk: data, weights, the text encoder, a place to save to."""
+    problems = [*_data(settings), *_weights_to_load(settings), *_save(settings)]
+    for key, value in leaves(settings.get("model") or {}, "model"):
+        name = key.rpartition(".")[2]
+        if isinstance(value, str) and name == "ckpt_path" and not Path(value).exists():
+            what = f"there is no weight file {value}{_from_here(value)}"
+            remedy = _fetch(value, "", "set {key} to DIR/vae/diffusion_pytorch_model.safetensors")
+            problems.append(Problem(settings.source(key), key, what, remedy.format(key=name)))
+        elif isinstance(value, str) and name == "model_dir" and not _is_text_encoder(value):
+            what = f"there is no text encoder folder {value}{_from_here(value)}"
+            include = " --include 'text_encoder/*' 'tokenizer/*'"
+            remedy = _fetch(value, include, "put the files of both folders into this one (or set {key})")
+            problems.append(Problem(settings.source(key), key, what, remedy.format(key=name)))
+    return problems
+
+
+def check_world(settings: Settings, world_size: int) -> list[Problem]:
+    """Whether `model_parallel_size` divides the ranks and the attention heads."""
+    size = settings.get("args.model_parallel_size", 1)
+    if not isinstance(size, int) or size < 1:
+        return []
+    where, key = settings.source("args.model_parallel_size"), "args.model_parallel_size"
+    problems = []
+    if world_size % size:
+        remedy = f"start a multiple of {size} processes, or use {_divisors(world_size)}"
+        problems.append(Problem(where, key, f"{size} does not divide the {world_size} ranks of this run", remedy))
+    heads_key = "model.network_config.params.num_attention_heads"
+    heads = settings.get(heads_key)
+    if isinstance(heads, int) and heads % size:
+        what = f"{size} does not divide the {heads} attention heads ({settings.source(heads_key)})"
+        problems.append(Problem(where, key, what, f"use {_divisors(heads)}"))
+    return problems
+
+
+def _data(settings: Settings) -> Iterator[Problem]:
+    is_training = settings.get("args.mode") != "inference"
+    if is_training and not settings.get("args.train_data"):
+        where = settings.source("args") or "--base"
+        yield Problem(where, "args.train_data", "no training data is named", "add `--train-data DIR`")
+    if settings.get("data.target") not in FOLDER_DATASETS:
+        return
+    for name in ("train_data", "valid_data", "test_data"):
+        key = f"args.{name}"
+        folders = settings.get(key)
+        for folder in folders if isinstance(folders, list) and is_training else ():
+            what = _fault_of_clips(Path(str(folder)))
+            if what:
+                remedy = "clips go to DIR/videos/NAME.mp4, captions to DIR/labels/NAME.txt: correct the path or fill it"
+                yield Problem(settings.source(key), key, what + _from_here(str(folder)), remedy)
+
+
+def _fault_of_clips(folder: Path) -> str | None:
+    if not folder.exists():
+        return f"there is no folder {folder}"
+    if not folder.is_dir():
+        return f"{folder} is not a folder"
+    for _, _, names in os.walk(folder, followlinks=True):
+        if any(name.lower().endswith(".mp4") for name in names):
+            return None
+    return f"the folder {folder} holds no .mp4 file"
+
+
+def _weights_to_load(settings: Settings) -> Iterator[Problem]:
+    load = settings.get("args.load")
+    if not isinstance(load, str):
+        return
+    path = Path(load)
+    what = None
+    if not path.exists():
+        what = f"there is no {load}{_from_here(load)}"
+    elif path.is_file() and path.suffix not in WEIGHT_SUFFIXES:
+        what = f"{load} is not a weight file ({', '.join(WEIGHT_SUFFIXES)})"
+    elif path.is_dir() and not _holds_weights(path):
+        what = f"the folder {load} has neither `latest` (SAT) nor config.json with .safetensors (diffusers)"
+    if what:
+        remedy = _fetch(load, "", "`--load DIR/transformer`; or start from scratch with `args.load=null`")
+        yield Problem(settings.source("args.load"), "args.load", what, remedy)
+
+
+def _holds_weights(folder: Path) -> bool:
+    is_sat = (folder / "latest").is_file() or any(folder.glob("mp_rank_*_model_states.pt"))
+    homes = (folder, folder / "transformer")
+    return is_sat or any((home / "config.json").is_file() and any(home.glob("*.safetensors")) for home in homes)
+
+
+def _is_text_encoder(name: str) -> bool:
+    """A folder, or a model of the Hugging Face hub that lies in the local cache."""
+    if Path(name).is_dir():
+        return True
+    cache = os.environ.get("HF_HUB_CACHE") or Path(os.environ.get("HF_HOME") or "~/.cache/huggingface") / "hub"
+    return name.count("/") == 1 and (Path(cache).expanduser() / f"models--{name.replace('/', '--')}").is_dir()
+
+
+def _save(settings: Settings) -> Iterator[Problem]:
+    save = settings.get("args.save")
+    if not isinstance(save, str):
+        return
+    place = Path(save).absolute()
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    is_fit = place.is_dir() and os.access(place, os.W_OK | os.X_OK)
+    if not is_fit:
+        why = "may not be written to" if place.is_dir() else "is not a folder"
+        remedy = "name a folder that this user can write to with `--save DIR`"
+        yield Problem(settings.source("args.save"), "args.save", f"cannot save to {save}: {place} {why}", remedy)
+
+
+def _fetch(path: str, options: str, then: str) -> str:
+    """How to get a weight that is missing. Nothing is downloaded unasked."""
+    if Path(path).absolute().is_relative_to(REPOSITORY / "assets"):
+        return "it belongs to this repository: get it back with `git checkout assets`"
+    model = "zai-org/CogVideoX-5b" if "5b" in path.lower() else "zai-org/CogVideoX-2b"
+    return f"correct the path, or `hf download {model}{options} --local-dir DIR` and {then}"
+
+
+def _from_here(path: str) -> str:
+    return "" if Path(path).is_absolute() else f" (seen from {Path.cwd()})"
+
+
+def _divisors(number: int) -> str:
+    fitting = [str(each) for each in (1, 2, 3, 4, 6, 8, 16) if number % each == 0]
+    return "one of " + ", ".join(fitting) if len(fitting) > 1 else fitting[0]
+
+
+def check_sizes(settings: Settings) -> list[Problem]:
+    """Numbers in different places of a config that must agree: text length, picture size."""
+    problems = []
+    network = "model.network_config.params"
+    length_key = f"{network}.modules.pos_embed_config.params.text_length"
+    length = settings.get(length_key)
+    embedders = settings.get("model.conditioner_config.params.emb_models")
+    for index, embedder in enumerate(embedders if isinstance(embedders, list) else []):
+        params = embedder.get("params") if isinstance(embedder, Mapping) else None
+        tokens = params.get("max_length") if isinstance(params, Mapping) else None
+        if isinstance(tokens, int) and isinstance(length, int) and tokens != length:
+            key = f"model.conditioner_config.params.emb_models.{index}.params.max_length"
+            what = (
+                f"{tokens} text tokens, but the transformer's text_length is {length} ({settings.source(length_key)})"
+            )
+            problems.append(Problem(settings.source(key), key, what, "make them equal"))
+    problems += _check_picture(settings, settings.get(f"{network}.patch_size"))
+    return problems
+
+
+def _check_picture(settings: Settings, patch: Any) -> Iterator[Problem]:
+    key = "data.params.video_size"
+    size = settings.get(key)
+    spatial = patch[-1] if isinstance(patch, list) and patch else patch
+    if not (isinstance(size, list) and all(isinstance(each, int) for each in size) and isinstance(spatial, int)):
+        return
+    unit = 8 * spatial
+    if any(each % unit or each <= 0 for each in size):
+        near = [max(unit, round(each / unit) * unit) for each in size]
+        yield Problem(
+            settings.source(key), key, f"{size} is not divisible by {unit} (VAE 8 × patch {spatial})", f"use {near}"
+        )
