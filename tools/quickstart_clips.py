@@ -66,7 +66,7 @@ CUTS = (
         137,
         50,
         (116, 0, 524, 272),
-        "Cars drive along a city street lined with brick houses, behind a dark green fence with a bicycle leaning on it.",
+        "Cars drive along a street lined with brick houses, behind a dark green fence with a bicycle leaning on it.",
     ),
     Cut(
         "wall_bicycle",
