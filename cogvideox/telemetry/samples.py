@@ -52,4 +52,6 @@ def _numbered_videos(folder: Path) -> dict[int, Path]:
 def _captions(run_folder: Path, iteration: int) -> list[str]:
     """One caption a line, as the evaluation step writes them."""
     path = run_folder / "video_texts" / f"{iteration:08d}"
-    return path.read_text(encoding="utf-8", errors="replace").split("\n") if path.is_file() else []
+    if not path.is_file():
+        return []
+    return path.read_text(encoding="utf-8", errors="replace").removesuffix("\n").split("\n")

@@ -1,0 +1,98 @@
+"""metrics.jsonl: one JSON object a line, appended, readable after any kind of death."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+logger = logging.getLogger(__name__)
+
+Value = float | int | str | bool | None
+_PLAIN_TYPES = (float, int, str, bool, type(None))
+
+
+def check_plain(values: Mapping[str, Value]) -> None:
+    """Tensors and numpy scalars are the caller's to turn into floats, since that may wait for the device."""
+    for key, value in values.items():
+        assert type(value) in _PLAIN_TYPES, f"{key}: a plain number or text is wanted, not {type(value).__name__}"
+
+
+def encode_line(values: Mapping[str, Value]) -> bytes:
+    """One object as a line of valid JSON: a float that is not finite becomes null, beside a `<key>_nonfinite` note."""
+    check_plain(values)
+    plain: dict[str, Value] = {}
+    for key, value in values.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            plain[key] = None
+            plain[f"{key}_nonfinite"] = str(value)
+        else:
+            plain[key] = value
+    return json.dumps(plain, allow_nan=False).encode() + b"\n"
+
+
+class MetricsFile:
+    """Appends to `path`; each line reaches the operating system before `write` returns. Raises OSError."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._end = _drop_torn_end(path)
+        self._file = path.open("ab", buffering=0)
+
+    def write(self, values: Mapping[str, Value]) -> None:
+        """Append one object: the whole line, or (on a full disk) nothing and an OSError."""
+        line = encode_line(values)
+        written = 0
+        try:
+            written = self._file.write(line)
+        finally:
+            if written != len(line):
+                self._file.truncate(self._end)
+        if written != len(line):
+            raise OSError(f"{self._file.name}: only {written} of {len(line)} bytes could be written")
+        self._end += written
+
+    def close(self) -> None:
+        """Close the file; further writes are our mistake."""
+        self._file.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The objects of a metrics file in order of writing. A torn last line is skipped, any other bad one also named."""
+    lines = path.read_bytes().split(b"\n")
+    objects: list[dict[str, Any]] = []
+    for number, line in enumerate(lines, start=1):
+        found = _decode(line)
+        if found is not None:
+            objects.append(found)
+        elif line.strip() and number < len(lines):
+            logger.warning("%s, line %d is not a JSON object: skipped", path, number)
+    return objects
+
+
+def _decode(line: bytes) -> dict[str, Any] | None:
+    try:
+        found = json.loads(line)
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _drop_torn_end(path: Path) -> int:
+    """Make `path` end with a whole line, so that an append starts a new one. Returns its size in bytes."""
+    if not path.exists():
+        return 0
+    data = path.read_bytes()
+    whole = data.rfind(b"\n") + 1
+    if whole == len(data):
+        return whole
+    if _decode(data[whole:]) is not None:
+        with path.open("ab") as file:
+            file.write(b"\n")
+        return len(data) + 1
+    os.truncate(path, whole)
+    return whole

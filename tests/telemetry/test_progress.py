@@ -1,0 +1,58 @@
+"""Truth: golden values. The one line that a person reads."""
+
+from __future__ import annotations
+
+import logging
+import math
+
+import pytest
+
+from cogvideox.parallel import Group, Groups, install
+from cogvideox.telemetry.progress import Progress, duration, training_line
+
+VALUES = {
+    "loss": 0.123456,
+    "lr": 1e-4,
+    "grad_norm": 0.5,
+    "seconds_per_iteration": 2.0,
+    "samples_per_second": 4.0,
+    "mfu": 0.412,
+    "peak_memory_gib": 61.5,
+    "tokens_per_second": 1e6,
+}
+
+
+def test_the_line() -> None:
+    assert training_line(100, 10000, VALUES) == (
+        "iteration   100/10000 | loss 0.12346 | lr 1.000e-04 | grad norm 0.500 | 2.000 s/it | 4.000 samples/s"
+        " | MFU 41.2% | peak 61.50 GiB | ETA 5:30:00"
+    )
+
+
+def test_what_is_missing_or_not_finite_is_no_obstacle() -> None:
+    assert training_line(1, 2, {"loss": math.nan}) == "iteration 1/2 | loss nan"
+    assert "ETA" not in training_line(1, 2, {"seconds_per_iteration": math.nan})
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0, "0:00:00"), (59.6, "0:01:00"), (86_399, "23:59:59"), (90_061, "1d 01:01:01"), (-1, "0:00:00")],
+)
+def test_durations(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+def test_rank_0_says_one_clean_line_and_the_others_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, logger="cogvideox.telemetry.progress")
+    progress = Progress(10)
+    progress.iteration(1, VALUES)
+    progress.evaluation(1, {"loss": 0.5}, split="val")
+    before = install(Groups(world=Group(rank=1, size=2)))
+    try:
+        progress.iteration(2, VALUES)
+        progress.evaluation(2, VALUES, split="val")
+    finally:
+        install(before)
+    assert len(caplog.messages) == 2
+    assert caplog.messages[1] == "val at iteration 1 | loss 0.50000"
+    assert not any(character in line for line in caplog.messages for character in "\r\n\x1b")
