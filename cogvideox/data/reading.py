@@ -110,27 +110,34 @@ def read_frames(path: Path, start_s: float, fps: float, frame_count: int, size: 
         missing = set(picks.tolist())
         frames = np.empty((frame_count, *size, 3), dtype=np.uint8)
         scaler = FrameScaler(size, stream.sample_aspect_ratio)
-        for frame in _decode(stream, window, missing):
-            if frame.is_corrupt:
-                raise UnreadableVideo(f"is damaged at {frame.time or 0.0:.2f} s")
-            missing.discard(frame.pts)
-            frames[picks == frame.pts] = scaler(frame)
+        for tick, frame in _decode(stream, window, missing):
+            missing.discard(tick)
+            frames[picks == tick] = scaler(frame)
         if missing:
             raise UnreadableVideo(f"does not decode at {min(missing) * base:.2f} s")
     return frames  # f h w c
 
 
-def _decode(stream: VideoStream, window: list[TimedPacket], wanted: set[int]) -> Iterator[VideoFrame]:
+def _decode(stream: VideoStream, window: list[TimedPacket], wanted: set[int]) -> Iterator[tuple[int, VideoFrame]]:
     """Decode as little of `window` (in decoding order, from a keyframe) as gives the frames shown at `wanted`."""
     context = stream.codec_context
     wanted = set(wanted)
     last = max(position for position, each in enumerate(window) if each.shown_at in wanted)
     # "NONREF" drops a frame that no other refers to. Only H.264 marks these so that they can always be dropped.
     skip: Literal["NONREF", "DEFAULT"] = "NONREF" if context.name == "h264" else "DEFAULT"
-    for each in window[: last + 1]:
-        context.skip_frame = "DEFAULT" if each.shown_at in wanted else skip
-        yield from (frame for frame in context.decode(each.packet) if frame.pts in wanted)
-    yield from (frame for frame in context.decode(None) if frame.pts in wanted)
+    for each in (*window[: last + 1], None):  # None: give all that is still in the decoder
+        context.skip_frame = "DEFAULT" if each is None or each.shown_at in wanted else skip
+        for frame in _decoded_frames(stream, each.packet if each else None):
+            # The frames after a damaged one are patched together from it, without a mark.
+            if frame.is_corrupt:
+                raise UnreadableVideo(f"is damaged at {(frame.pts or 0) * _time_base(stream):.2f} s")
+            if frame.pts in wanted:
+                yield frame.pts, frame
+
+
+def _decoded_frames(stream: VideoStream, packet: Packet | None) -> list[VideoFrame]:
+    """The frames that the decoder has ready after `packet`."""
+    return stream.codec_context.decode(packet)
 
 
 def _window(container: InputContainer, stream: VideoStream, wanted: np.ndarray) -> list[TimedPacket]:
