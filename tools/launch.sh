@@ -137,7 +137,7 @@ run_quickstart() { # COMMAND...
 
 show_samples() { # MARKER: hold the samples of the run that is newer than the file MARKER against their clips
     local config
-    config="$(find runs "$project_dir/runs" -mindepth 2 -maxdepth 2 -name training_config.yaml -newer "$1" 2>/dev/null |
+    config="$(find runs "$project_dir/runs" -mindepth 2 -maxdepth 4 -name training_config.yaml -newer "$1" 2>/dev/null |
         tail -n 1)"
     [ -n "$config" ] || fail 1 "the run left no folder in runs/"
     printf '\nThe run: %s\n' "$(dirname "$config")"
