@@ -76,7 +76,7 @@ class SATVideoDiffusionEngine(nn.Module):
             self.conditioner = conditioner
         else:
             self._hold_frozen("conditioner", conditioner)
-        self.tokens_per_sample = 0
+        self.text_tokens = self.video_tokens = 0  # of one sample in the latest batch
 
     def _hold_frozen(self, name: str, module: nn.Module) -> None:
         object.__setattr__(self, name, module.eval().requires_grad_(False))
@@ -149,7 +149,7 @@ class SATVideoDiffusionEngine(nn.Module):
         """The loss of scaled latents `z` (B,T,C,h,w)."""
         with phases("text_encoder"):
             cond = self._cast(self.conditioner(batch))
-        self.tokens_per_sample = self._tokens(z, cond)
+        self._count_tokens(z, cond)
         with phases("forward"):
             loss = self.loss_fn(self.model, self.denoiser, lambda _: cond, z, batch).mean()
         return loss, {"loss": loss}
@@ -225,10 +225,10 @@ class SATVideoDiffusionEngine(nn.Module):
     def _in_parts(self, x: Tensor) -> tuple[Tensor, ...]:
         return x.split(self.samples_at_a_time or len(x))
 
-    def _tokens(self, z: Tensor, cond: Mapping[str, Tensor]) -> int:
-        """Text and video tokens that the network sees for one sample."""
+    def _count_tokens(self, z: Tensor, cond: Mapping[str, Tensor]) -> None:
         _, frames, _, height, width = z.shape
-        return cond["crossattn"].shape[1] + frames * height * width // math.prod(self.network.patch)
+        self.text_tokens = cond["crossattn"].shape[1]
+        self.video_tokens = frames * height * width // math.prod(self.network.patch)
 
     @property
     def network(self) -> Any:

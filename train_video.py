@@ -142,7 +142,7 @@ def log_video(
     Under ZeRO 3 every rank holds a part of the weights, so all must take part in the sampling.
     """
     from cogvideox.parallel import current
-    from cogvideox.telemetry.samples import save_samples
+    from cogvideox.telemetry.evaluation_samples import save_samples
 
     groups = current()
     if groups.data.rank != 0 and args.zero_stage < 3:

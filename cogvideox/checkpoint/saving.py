@@ -6,7 +6,6 @@ files are written in `<iteration>.incomplete`, synced, and the folder renamed; `
 
 from __future__ import annotations
 
-import logging
 import os
 import random
 import shutil
@@ -18,8 +17,6 @@ import torch
 
 from cogvideox.parallel import current
 from cogvideox.platform import device_random_states
-
-logger = logging.getLogger(__name__)
 
 
 def save_checkpoint(
@@ -48,7 +45,6 @@ def save_checkpoint(
     world.barrier()
     if world.rank == 0:
         publish(incomplete, final)
-        logger.info("saved %s", final)
     world.barrier()
     return final
 

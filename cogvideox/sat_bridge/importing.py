@@ -13,12 +13,16 @@ import os
 import sys
 from types import ModuleType
 
+from cogvideox.platform import has_gpu
+
 TRITON_MODULE = "sat.model.position_embedding.triton_rotary_embeddings"
 
 
 def prepare() -> None:
     """Call before the first `import sat` of a process; idempotent."""
     os.environ.setdefault("SAT_LOGLEVEL", "WARNING")
+    if not has_gpu():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed looks for one, and warns that it found none
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     if TRITON_MODULE in sys.modules or importlib.util.find_spec("triton") is not None:
         return

@@ -168,14 +168,13 @@ def split_shares(args: argparse.Namespace) -> list[float]:
 
 
 def split_indices(samples: int, shares: dict[str, float], seed: int) -> dict[str, list[int]]:
-    """Deal `range(samples)` out by `shares`, by chance from `seed`; each share above 0 gets a sample if there is one."""
+    """Deal `range(samples)` out by `shares`, rounded, by chance from `seed`; training gets the rest, at least one."""
     if shares["train"] == 1.0:
         return {"train": list(range(samples)), "valid": [], "test": []}
     order = np.random.default_rng(seed).permutation(samples).tolist()
     result: dict[str, list[int]] = {}
     for name in ("valid", "test"):
-        wanted = max(1, round(shares[name] * samples)) if shares[name] > 0 else 0
-        wanted = min(wanted, max(0, len(order) - 1))
+        wanted = min(round(shares[name] * samples), len(order) - 1)
         result[name], order = sorted(order[:wanted]), order[wanted:]
     result["train"] = sorted(order)
     return result

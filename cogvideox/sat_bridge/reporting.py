@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +63,7 @@ class Reporter:
         self._throughput.add(
             wall_s=seconds * iterations,
             samples=recorder.samples,
-            tokens=recorder.samples * self._model.tokens_per_sample,
+            tokens=recorder.samples * (self._model.text_tokens + self._model.video_tokens),
             data_wait_s=data_wait,
             model_flops=recorder.samples * training_flops(flops, lora=self._model.trains_adapters_only),
             iterations=iterations,
@@ -80,11 +79,8 @@ class Reporter:
         self._has_content = True
 
     def _forward_flops(self) -> ForwardFlops:
-        network, tokens = self._model.network, self._model.tokens_per_sample
-        shape = network.flop_shape()
-        return transformer_flops(
-            video_tokens=tokens - self._model.text_tokens, text_tokens=self._model.text_tokens, **shape
-        )
+        text, video = self._model.text_tokens, self._model.video_tokens
+        return transformer_flops(text_tokens=text, video_tokens=video, **self._model.network.flop_shape())
 
     def evaluation(self, step: int, values: dict[str, float], split: str, where: str) -> None:
         """Log an evaluation; `where` is SAT's name for the moment."""
@@ -105,4 +101,4 @@ class Reporter:
                 write_report(self.folder)
             except OSError as error:
                 logger.warning("no report.html: %s", error)
-            logger.info("the run is in %s", os.path.relpath(self.folder))
+            logger.info("the run is in %s", self.folder)

@@ -5,7 +5,6 @@ Shapes: B batch, T latent frames, C channels, H W latent rows and columns, N tex
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
@@ -23,9 +22,7 @@ from cogvideox.transformer.adaln import HeadNorm
 from cogvideox.transformer.backbone import TransformerArgs, VideoTransformer
 from cogvideox.transformer.layout import TokenLayout, as_patch
 from cogvideox.transformer.lora import is_adapter
-from cogvideox.transformer.tensor_parallel import model_parallel_groups
-
-logger = logging.getLogger(__name__)
+from cogvideox.transformer.tensor_parallel import model_parallel_groups, shard
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -108,6 +105,7 @@ class DiffusionTransformer(BaseModel):
         stack = build_stack(args, num_layers, hidden_size, num_attention_heads, elementwise_affine, dtype)
         super().__init__(args=None, transformer=stack)
         self.patch, self.in_channels, self.hidden_size = patch, in_channels, hidden_size
+        self.num_attention_heads = num_attention_heads
         self.ofs_embed_dim = ofs_embed_dim
         self._build(modules, available, skip_init=args.skip_init)
         self.to(DTYPES[dtype])
@@ -194,25 +192,44 @@ class DiffusionTransformer(BaseModel):
                 f"text_hidden_size of patch_embed_config must be the text encoder's width"
             )
 
-    def load_weights(self, state_dict: Mapping[str, torch.Tensor]) -> list[str]:
-        """Load strictly, save that adapters may be missing; gives the names of the missing ones.
+    def load_weights(
+        self, state_dict: Mapping[str, torch.Tensor], where: str = "the weights", allow_missing: bool = False
+    ) -> list[str]:
+        """Load strictly, save that adapters may be missing; gives the names that keep their initial values.
 
+        `where` names the source in errors; `allow_missing` tolerates any missing name.
         Raises UserError naming what is missing, unknown or of another shape.
         """
         try:
             result = self.load_state_dict(state_dict, strict=False)
         except RuntimeError as mismatch:
-            raise UserError(f"the weights do not fit the transformer of the config: {mismatch}") from mismatch
-        missing = [name for name in result.missing_keys if not is_adapter(name)]
+            raise UserError(f"{where} does not fit the transformer of the config: {mismatch}") from mismatch
+        missing = [] if allow_missing else [name for name in result.missing_keys if not is_adapter(name)]
         if missing or result.unexpected_keys:
             raise UserError(
-                f"the weights do not fit the transformer of the config: {len(missing)} parameters missing"
+                f"{where} does not fit the transformer of the config: {len(missing)} parameters missing"
                 f"{_some(missing)}, {len(result.unexpected_keys)} unknown{_some(result.unexpected_keys)}"
             )
-        adapters = [name for name in result.missing_keys if is_adapter(name)]
-        if adapters:
-            logger.info("the weights have no LoRA: %d adapter matrices start anew", len(adapters))
-        return adapters
+        return result.missing_keys
+
+    def shard(self, name: str, tensor: torch.Tensor, rank: int, ranks: int) -> torch.Tensor:
+        """What model-parallel rank `rank` of `ranks` holds of the whole parameter `name`."""
+        return shard(name, tensor, rank, ranks)
+
+    def flop_shape(self) -> dict[str, int]:
+        """The sizes that decide what a forward pass costs, named as `transformer_flops` takes them."""
+        volume = math.prod(self.patch)
+        final = self.mixins["final_layer"]
+        return {
+            "layers": len(self.transformer.layers),
+            "hidden": self.hidden_size,
+            "heads": self.num_attention_heads,
+            "head_dim": self.hidden_size // self.num_attention_heads,
+            "time_embed_dim": self.time_embed[2].out_features,
+            "text_hidden": self.mixins["patch_embed"].text_hidden_size,
+            "patch_in": self.in_channels * volume,
+            "patch_out": final.linear.out_features,
+        }
 
 
 def build_stack(

@@ -1,0 +1,46 @@
+"""What an evaluation shows, written into the run's folder: videos, their captions, or latents."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cogvideox.data.writing import write_video
+
+
+def save_samples(
+    videos: dict[str, Tensor], batch: dict[str, Any], folder: Path, iteration: int, batch_number: int = 0
+) -> dict[str, list[Path]]:
+    """Write `videos[key]` (B,F,3,H,W) in [-1, 1] to `video/<key>_gs-<iteration>/<i>.mp4`, captions to `video_texts/`.
+
+    Latents go to `video/latents/latents_gs-<iteration>/latent.pt` (`latent-<k>.pt` for a later batch of the same
+    evaluation). The videos of later batches are numbered on. Returns the mp4 files by key.
+    """
+    shown = len(next(iter(videos.values())))
+    _save_texts(batch["txt"][:shown], folder / "video_texts" / f"{iteration:08d}", append=batch_number > 0)
+    if "latents" in videos:
+        path = folder / "video" / "latents" / f"latents_gs-{iteration:06d}"
+        path.mkdir(parents=True, exist_ok=True)
+        name = "latent.pt" if batch_number == 0 else f"latent-{batch_number}.pt"
+        torch.save(videos["latents"].detach().cpu(), path / name)
+        return {}
+    fps = int(batch["fps"][0])
+    written: dict[str, list[Path]] = {}
+    for key, clips in videos.items():
+        path = folder / "video" / f"{key}_gs-{iteration:06d}"
+        path.mkdir(parents=True, exist_ok=True)
+        first = len(list(path.glob("*.mp4"))) if batch_number else 0
+        files = [path / f"{first + place:06d}.mp4" for place in range(len(clips))]
+        for clip, file in zip(clips.detach().float().cpu(), files, strict=True):
+            write_video(file, clip, fps)
+        written[key] = files
+    return written
+
+
+def _save_texts(texts: list[str], path: Path, append: bool) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a" if append else "w", encoding="utf-8") as file:
+        file.writelines(" ".join(text.split()) + "\n" for text in texts)

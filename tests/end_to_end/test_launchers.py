@@ -1,0 +1,136 @@
+"""Truths: each launcher's variables bring the ranks together; a run's folder holds what DESIGN says; errors are short."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from tests.end_to_end.runs import LORA, ROOT, Run, environment, run, train, write_config
+from train_video import map_launcher_variables
+
+EVALUATED = {"args": {"train_iters": 2, "eval_interval": 2, "eval_batch_size": 2, "eval_iters": 2, "strict_eval": False}}
+
+
+def test_open_mpi_and_slurm_variables_are_mapped() -> None:
+    mpi = {"OMPI_COMM_WORLD_RANK": "3", "OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_LOCAL_RANK": "1", "RANK": "9"}
+    map_launcher_variables(mpi)
+    assert (mpi["RANK"], mpi["WORLD_SIZE"], mpi["LOCAL_RANK"]) == ("3", "4", "1")
+    slurm = {"SLURM_PROCID": "5", "SLURM_NTASKS": "8", "SLURM_LOCALID": "1"}
+    map_launcher_variables(slurm)
+    assert (slurm["RANK"], slurm["WORLD_SIZE"], slurm["LOCAL_RANK"]) == ("5", "8", "1")
+
+
+def test_torchrun_wins_over_the_launcher_that_started_it() -> None:
+    environ = {"TORCHELASTIC_RUN_ID": "x", "RANK": "1", "SLURM_PROCID": "0", "SLURM_NTASKS": "1", "SLURM_LOCALID": "0"}
+    before = dict(environ)
+    map_launcher_variables(environ)
+    assert environ == before
+    alone = {"RANK": "1", "SLURM_PROCID": "0", "SLURM_NTASKS": "1", "SLURM_LOCALID": "0"}
+    map_launcher_variables(alone)
+    assert alone["RANK"] == "1" and "WORLD_SIZE" not in alone
+
+
+@pytest.mark.skipif(shutil.which("mpirun") is None, reason="mpirun is not installed")
+def test_mpirun_trains_on_two_ranks(tmp_path: Path) -> None:
+    config = write_config(tmp_path, {"args": {"train_iters": 2}})
+    root = ["--allow-run-as-root", "--oversubscribe", "-n", "2"]
+    script = [sys.executable, str(ROOT / "train_video.py"), "--base", str(config)]
+    env = {k: v for k, v in environment(2).items()}
+    done = run(["mpirun", *root, *script], tmp_path / "runs", env)
+    assert done.status == 0, done.output[-3000:]
+    assert len(done.losses) == 2
+
+
+def test_slurms_variables_bring_two_processes_together(tmp_path: Path) -> None:
+    import subprocess
+
+    config = write_config(tmp_path, {"args": {"train_iters": 2}})
+    processes = [
+        subprocess.Popen(
+            [sys.executable, str(ROOT / "train_video.py"), "--base", str(config)],
+            env=environment(2) | {"SLURM_PROCID": str(r), "SLURM_NTASKS": "2", "SLURM_LOCALID": str(r), "SLURM_JOB_ID": "77"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for r in range(2)
+    ]
+    outputs = [process.communicate(timeout=240)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], "\n".join(outputs)[-3000:]
+    assert len(Run(0, "", tmp_path / "runs").losses) == 2
+
+
+@pytest.fixture(scope="module")
+def evaluated(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Two ranks, ZeRO 3, an evaluation of two batches with samples."""
+    zero3 = {"deepspeed": {"zero_optimization": {"stage": 3}}}
+    return train(tmp_path_factory.mktemp("evaluated"), EVALUATED, zero3, ranks=2)
+
+
+def test_a_runs_folder_is_complete(evaluated: Run) -> None:
+    assert evaluated.status == 0, evaluated.output[-3000:]
+    folder = evaluated.folder
+    for name in ("training_config.yaml", "metrics.jsonl", "latest", "report.html", "2/mp_rank_00_model_states.pt"):
+        assert (folder / name).is_file(), name
+    assert (folder / "latest").read_text() == "2"
+    assert not list(folder.glob("*.incomplete"))
+    assert yaml.safe_load((folder / "training_config.yaml").read_text())["args"]["train_iters"] == 2
+    for key in ("inputs", "reconstructions", "samples"):
+        assert len(list((folder / "video" / f"{key}_gs-000002").glob("*.mp4"))) >= 2, key
+    captions = (folder / "video_texts" / "00000002").read_text().splitlines()
+    assert len(captions) == len(list((folder / "video" / "samples_gs-000002").glob("*.mp4")))
+
+
+def test_a_checkpoint_loads_without_running_code_and_holds_no_vae_or_text_encoder(evaluated: Run) -> None:
+    content = torch.load(evaluated.checkpoint(2), map_location="cpu", weights_only=True)
+    names = set(content["module"])
+    assert all(name.startswith("model.diffusion_model.") for name in names) and len(names) > 30
+    assert content["iteration"] == 2 and len(content["random_states"]) == 2
+
+
+def test_evaluations_are_logged_as_val(evaluated: Run) -> None:
+    from cogvideox.telemetry.metrics_file import read_metrics
+
+    lines = read_metrics(evaluated.folder / "metrics.jsonl")
+    (val,) = [line for line in lines if line.get("split") == "val"]
+    assert val["iteration"] == 2 and 0 < val["loss"] < 10
+    expected = {"loss", "lr", "grad_norm", "seconds_per_iteration", "samples_per_second", "tokens_per_second"}
+    assert expected <= set(lines[0])
+
+
+def test_only_latents_are_saved_when_asked(tmp_path: Path) -> None:
+    done = train(tmp_path, EVALUATED, {"args": {"only_log_video_latents": True}})
+    assert done.status == 0, done.output[-3000:]
+    latents = torch.load(done.folder / "video/latents/latents_gs-000002/latent.pt", weights_only=True)
+    assert latents.shape == (2, 2, 16, 4, 6)
+    assert not list(done.folder.glob("video/**/*.mp4"))
+
+
+def test_two_runs_in_one_minute_have_their_own_folders(tmp_path: Path) -> None:
+    for _ in range(2):
+        assert train(tmp_path, {"args": {"train_iters": 1}}).status == 0
+    assert len([path for path in (tmp_path / "runs").iterdir() if path.is_dir()]) == 2
+
+
+def test_a_weight_file_of_another_shape_is_one_clear_error_on_two_ranks(tmp_path: Path) -> None:
+    base = train(tmp_path / "base", {"args": {"train_iters": 1}})
+    wider = {"model": {"network_config": {"params": {"hidden_size": 192, "num_attention_heads": 3}}}}
+    load = {"args": {"load": str(base.folder), "mode": "finetune"}}
+    done = train(tmp_path / "wider", load, wider, ranks=2)
+    assert done.status != 0
+    assert "Traceback" not in done.output.split("torch/distributed")[0]
+    assert done.output.count("does not fit the transformer of the config") == 1
+    assert not (tmp_path / "wider" / "runs").exists() or not any((tmp_path / "wider" / "runs").iterdir())
+
+
+def test_lora_on_everything_frozen_without_adapters_is_refused(tmp_path: Path) -> None:
+    done = train(tmp_path, {"model": {"not_trainable_prefixes": LORA["model"]["not_trainable_prefixes"]}})
+    assert done.status == 2 and "nothing to train" in done.output
+    assert "Traceback" not in done.output
+
+
