@@ -42,7 +42,6 @@ def get_args(args_list: Sequence[str] | None = None) -> argparse.Namespace:
     problems: list[Problem] = []
     line = parse_command_line(sys.argv[1:] if args_list is None else args_list, problems)
     settings = _merged(line, problems)
-    raise_if_any(problems)
     notes = reconcile(settings, problems)
     if line.values.get("explain"):
         sys.stdout.write(explain(settings, line.values["explain"]) + "\n")
@@ -50,9 +49,10 @@ def get_args(args_list: Sequence[str] | None = None) -> argparse.Namespace:
     ranks = _ranks(line, problems)
     validator = Validator(settings)
     validator.run()
-    problems += validator.problems
-    problems += [*check_paths(settings), *check_sizes(settings), *_check_lengths(settings)]
-    problems += [*check_world(settings, ranks["world_size"]), *check_batch(settings, ranks["world_size"])]
+    found = [*validator.problems, *check_paths(settings), *check_sizes(settings), *_check_lengths(settings)]
+    found += [*check_world(settings, ranks["world_size"]), *check_batch(settings, ranks["world_size"])]
+    told = {problem.key for problem in problems if problem.key}
+    problems += [problem for problem in found if problem.key not in told]
     args = argparse.Namespace(**ranks)
     if not problems or settings.get("args.fp16") is True:
         _add_device(args, settings, problems)
@@ -77,7 +77,10 @@ def _merged(line: CommandLine, problems: list[Problem]) -> Settings:
     files = line.values.get("base", [])
     if not files:
         problems.append(Problem("--base", "", "no config file is named", "try `--base configs/quickstart.yaml`"))
-    settings = load_settings(files, line.overrides, problems)
+    unread: list[Problem] = []
+    settings = load_settings(files, line.overrides, unread)
+    if unread:
+        raise_if_any(problems + unread)
     _merge_deepspeed_json(settings, line, problems)
     for key, value in line.values.items():
         if key in YAML_KEYS:

@@ -11,13 +11,14 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NoReturn
 
 from cogvideox.config.fitting import Misfit, fit
-from cogvideox.config.flags import FLAGS, GROUPS, Flag
+from cogvideox.config.flags import FLAGS, GROUPS, YAML_KEYS, Flag
 from cogvideox.config.nearest import did_you_mean
 from cogvideox.config.report import Problem
+from cogvideox.config.sections import SECTIONS
 from cogvideox.config.settings import COMMAND_LINE
 from cogvideox.errors import UserError
 
-OVERRIDE = re.compile(r"[A-Za-z_]\w*([.\[]\w[\w\]]*)+=")
+OVERRIDE = re.compile(r"([A-Za-z_]\w*([.\[]\w[\w\]]*)+|" + "|".join(SECTIONS) + ")=")
 WORDS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False, "none": None, "null": None}
 DESCRIPTION = """Fine-tune CogVideoX. Settings come from YAML files (--base) and from flags; a flag wins over a file, a
 later file over an earlier one. Any key of a file can be overridden by its dotted name, as in
@@ -51,11 +52,14 @@ def build_parser() -> argparse.ArgumentParser:
 def parse_command_line(words: Sequence[str], problems: list[Problem]) -> CommandLine:
     """Flags as typed values. Unknown and ill-typed ones are appended to `problems`; `--help` prints and exits."""
     overrides = [word for word in words if OVERRIDE.match(word)]
-    rest = [_canonical(word) for word in words if not OVERRIDE.match(word)]
+    bare = [word for word in words if "=" in word and word.partition("=")[0] in YAML_KEYS]
+    rest = [_canonical(word) for word in words if not OVERRIDE.match(word) and word not in bare]
     given, strays = build_parser().parse_known_args(rest)
+    strays += bare
     line = CommandLine(overrides=overrides)
-    for stray in strays:
-        problems.append(_stray(stray))
+    for before, stray in zip(["", *strays], strays, strict=False):
+        if stray.startswith("-") or not before.startswith("--") or "=" in before:
+            problems.append(_stray(stray))
     for key, text in vars(given).items():
         flag = FLAGS[key]
         shown = " ".join(text) if isinstance(text, list) else text
@@ -72,7 +76,7 @@ def _stray(word: str) -> Problem:
     if word.startswith("--"):
         remedy = did_you_mean(name, [flag.name for flag in FLAGS.values()])
         return Problem(f"{COMMAND_LINE}: {word}", "", "unknown flag", re.sub(r"`([\w-]+)`", r"`--\1`", remedy))
-    if "=" in word:
+    if name in YAML_KEYS:
         remedy = f"write the whole dotted key, as in `args.{word}`"
     else:
         remedy = "YAML files go after `--base`, overrides look like `data.params.fps=8`"

@@ -62,6 +62,11 @@ def inert_reason(real_target: str, key: str) -> str | None:
     return INERT_PARAMS.get(real_target, {}).get(key)
 
 
+def mark_as_said(key: str) -> None:
+    """`say_once` is silent about `key` from now on: the user has been told otherwise."""
+    _said.keys.add(key)
+
+
 def say_once(key: str, text: str) -> None:
     """Log `text` at most once per process for `key`."""
     if key not in _said.keys:

@@ -82,9 +82,13 @@ def _read(path: Path, chain: tuple[Path, ...], problems: list[Problem]) -> tuple
     except (OSError, UnicodeDecodeError) as error:
         problems.append(Problem(flag, "", f"{name} cannot be read ({error})", "give a readable UTF-8 YAML file"))
     except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
+        mark, context = error.problem_mark or error.context_mark, error.context_mark
         where = f"{name}:{mark.line + 1}:{mark.column + 1}" if mark else name
-        problems.append(Problem(where, "", f"not valid YAML: {error.problem or error.context}", "correct that line"))
+        what = f"not valid YAML: {error.problem or error.context}"
+        remedy = (
+            f"correct it (what is read there starts on line {context.line + 1})" if context else "correct that line"
+        )
+        problems.append(Problem(where, "", what, remedy))
     except (yaml.YAMLError, OmegaConfBaseException) as error:
         problems.append(Problem(name, "", f"not valid YAML: {str(error).splitlines()[0]}", "correct it"))
     else:

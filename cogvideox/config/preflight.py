@@ -22,12 +22,12 @@ def check_paths(settings: Settings) -> list[Problem]:
         name = key.rpartition(".")[2]
         if isinstance(value, str) and name == "ckpt_path" and not Path(value).exists():
             what = f"there is no weight file {value}{_from_here(value)}"
-            remedy = _fetch(value, "", "set {key} to DIR/vae/diffusion_pytorch_model.safetensors")
+            remedy = _fetch(settings, value, "", "set {key} to DIR/vae/diffusion_pytorch_model.safetensors")
             problems.append(Problem(settings.source(key), key, what, remedy.format(key=name)))
         elif isinstance(value, str) and name == "model_dir" and not _is_text_encoder(value):
             what = f"there is no text encoder folder {value}{_from_here(value)}"
             include = " --include 'text_encoder/*' 'tokenizer/*'"
-            remedy = _fetch(value, include, "put the files of both folders into this one (or set {key})")
+            remedy = _fetch(settings, value, include, "put the files of both folders into this one (or set {key})")
             problems.append(Problem(settings.source(key), key, what, remedy.format(key=name)))
     return problems
 
@@ -90,8 +90,12 @@ def _weights_to_load(settings: Settings) -> Iterator[Problem]:
         what = f"{load} is not a weight file ({', '.join(WEIGHT_SUFFIXES)})"
     elif path.is_dir() and not _holds_weights(path):
         what = f"the folder {load} has neither `latest` (SAT) nor config.json with .safetensors (diffusers)"
+    elif path.is_dir() and (path / "latest").is_file():
+        named = (path / "latest").read_text(encoding="utf-8", errors="replace").strip()
+        if not (path / named / "mp_rank_00_model_states.pt").is_file():
+            what = f"{path / 'latest'} names {named!r}, but {path / named}/mp_rank_00_model_states.pt is not there"
     if what:
-        remedy = _fetch(load, "", "`--load DIR/transformer`; or start from scratch with `args.load=null`")
+        remedy = _fetch(settings, load, "", "`--load DIR/transformer`; or start from scratch with `args.load=null`")
         yield Problem(settings.source("args.load"), "args.load", what, remedy)
 
 
@@ -123,12 +127,19 @@ def _save(settings: Settings) -> Iterator[Problem]:
         yield Problem(settings.source("args.save"), "args.save", f"cannot save to {save}: {place} {why}", remedy)
 
 
-def _fetch(path: str, options: str, then: str) -> str:
+def _fetch(settings: Settings, path: str, options: str, then: str) -> str:
     """How to get a weight that is missing. Nothing is downloaded unasked."""
     if Path(path).absolute().is_relative_to(REPOSITORY / "assets"):
         return "it belongs to this repository: get it back with `git checkout assets`"
-    model = "zai-org/CogVideoX-5b" if "5b" in path.lower() else "zai-org/CogVideoX-2b"
-    return f"correct the path, or `hf download {model}{options} --local-dir DIR` and {then}"
+    return f"correct the path, or `hf download {_published_name(settings)}{options} --local-dir DIR` and {then}"
+
+
+def _published_name(settings: Settings) -> str:
+    """The repository of the published model that a config's sizes are those of; of the 2B model in doubt."""
+    network = settings.get("model.network_config.params") or {}
+    is_large, is_1_5 = network.get("hidden_size") == 3072, network.get("patch_size") == [2, 2, 2]
+    name = "CogVideoX1.5-5B" if is_1_5 else "CogVideoX-5b" if is_large else "CogVideoX-2b"
+    return f"zai-org/{name}" + ("-I2V" if network.get("in_channels") == 32 else "")
 
 
 def _from_here(path: str) -> str:

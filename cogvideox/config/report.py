@@ -12,7 +12,10 @@ SHOWN = 20
 
 @dataclass(frozen=True)
 class Problem:
-    """One mistake. `where`: file:line or flag. `key`: dotted, may be empty. `what`: the fault. `remedy`: what to do."""
+    """One mistake. `where`: file:line or flag. `key`: dotted, may be empty. `what`: the fault. `remedy`: what to do.
+
+    A flag or an override on the command line names its key itself.
+    """
 
     where: str
     key: str
@@ -20,7 +23,8 @@ class Problem:
     remedy: str
 
     def __str__(self) -> str:
-        head = ": ".join(part for part in (self.where, self.key) if part)
+        is_named = self.where.startswith("command line: --") or self.key in self.where
+        head = self.where if self.where and is_named else ": ".join(part for part in (self.where, self.key) if part)
         return f"{head}: {self.what}; {self.remedy}"
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from cogvideox.config.binding import Signature, bind, signature_of
 from cogvideox.config.fitting import Misfit, fit
 from cogvideox.config.flags import YAML_KEYS
-from cogvideox.config.inert import INERT_MODEL_KEYS, INERT_TRANSFORMER_ARGS
+from cogvideox.config.inert import INERT_MODEL_KEYS, INERT_TRANSFORMER_ARGS, mark_as_said
 from cogvideox.config.nearest import did_you_mean
 from cogvideox.config.report import Problem
 from cogvideox.config.sections import (
@@ -137,11 +137,15 @@ class Validator:
                 self._inside(f"{key}.params.{name}", name, value)
 
     def _bind(self, key: str, signature: Signature, params: Mapping[str, Any]) -> None:
-        bound = bind(signature, params, signature.supplied_by_parent)
+        supplied = signature.supplied_by_parent
+        if key == "data" and not supplied:
+            supplied = list(signature.parameters)[:1]  # the folder: a data set of the reference's kind
+        bound = bind(signature, params, supplied)
         for fault in bound.faults:
             self._add(f"{key}.params.{fault.key}", fault.what, fault.remedy)
         for name, reason in bound.inert.items():
             self.notes[f"{key}.params.{name}"] = reason
+            mark_as_said(f"{signature.name}.{name}")
         if key == "data":
             self.data_params = bound.values
 
