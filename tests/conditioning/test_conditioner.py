@@ -13,6 +13,7 @@ from cogvideox.conditioning.conditioner import GeneralConditioner
 from cogvideox.config import allowed_modules, instantiate
 from cogvideox.errors import UserError
 from tests.conditioning.embedders import node
+from tests.diffusion.ranks import on_both_ranks
 
 
 @pytest.fixture(autouse=True)
@@ -121,3 +122,12 @@ def test_mistakes_in_cor_p_and_batch_are_named():
         conditioner(node(), node("title"), cor_embs=[0, 1], cor_p=[0.5, 0.5])
     with pytest.raises(UserError, match=r"no `txt`.*\['caption'\]"):
         conditioner(node())({"caption": ["a"]})
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_model_parallel_ranks_drop_the_same_captions(together):
+    """Truth: identity. The dropped samples of rank 0 hold on every rank of its model-parallel group."""
+    params = {"cor_embs": [0], "cor_p": [0.5, 0.5]} if together else {}
+    module = conditioner(node(ucg_rate=0.5), **params)
+    first, second = on_both_ranks(lambda: module({"txt": ["a"] * 64})["crossattn"])
+    assert torch.equal(first, second) and 0 < first.mean() < 1

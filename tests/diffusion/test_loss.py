@@ -12,6 +12,7 @@ from cogvideox.diffusion.denoiser import DiscreteDenoiser, over_dims
 from cogvideox.diffusion.loss import VideoDiffusionLoss, diffuse
 from cogvideox.errors import UserError
 from tests.diffusion.nodes import SCALING, discretization, timesteps
+from tests.diffusion.ranks import on_both_ranks
 
 SHAPE = (4, 3, 2, 4, 5)
 
@@ -176,3 +177,10 @@ def test_old_config_binds():
     x0, batch = inputs(0, 10, 500, 999)
     assert loss(network, denoiser, conditioner, x0, batch).isfinite().all()
     assert instantiate({"target": f"{path}.denoiser_weighting.EpsWeighting"})(torch.tensor(2.0)) == 0.25
+
+
+def test_model_parallel_ranks_draw_the_same():
+    """Truth: identity. t, noise and offset of rank 0 hold on every rank of its model-parallel group."""
+    x0, _ = inputs()
+    loss, denoiser = make_loss(offset_noise_level=0.3), make_denoiser()
+    assert torch.equal(*on_both_ranks(lambda: loss(network, denoiser, conditioner, x0, {})))

@@ -14,6 +14,7 @@ from cogvideox.diffusion.denoiser import DiscreteDenoiser, over_dims
 from cogvideox.diffusion.sampler import VideoDDIMSampler
 from cogvideox.errors import UserError
 from tests.diffusion.nodes import SCALING, discretization
+from tests.diffusion.ranks import on_both_ranks
 from tests.diffusion.test_schedule import diffusers_scheduler
 
 SHAPE = (2, 3, 4, 5, 6)
@@ -270,3 +271,9 @@ def test_old_config_binds():
         }
     )
     assert len(sampler.plan()) == 50
+
+
+def test_model_parallel_ranks_sample_the_same():
+    """Truth: identity. The noise of rank 0 holds on every rank of its model-parallel group."""
+    sampler, denoise = make_sampler(num_steps=4), bound_denoiser(discretization())
+    assert torch.equal(*on_both_ranks(lambda: sampler(denoise, torch.ones(SHAPE), COND)))
