@@ -11,7 +11,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from torch.utils.data import Dataset
@@ -50,6 +50,9 @@ class SFTDataset(Dataset[dict[str, Any]]):
 
     Raises UserError for a wrong parameter, for a missing folder, and where no usable clip is left.
     """
+
+    # `create_dataset_function` is called with the paths of `train_data` and `valid_data`.
+    SUPPLIED_BY_PARENT: ClassVar[tuple[str, ...]] = ("data_dir",)
 
     def __init__(
         self,

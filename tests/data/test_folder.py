@@ -1,0 +1,65 @@
+"""Finding videos and captions in folders as people have them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from cogvideox.data.folder import UnusableCaption, find_videos, read_caption
+
+
+def fill(folder: Path, *files: str) -> None:
+    for file in files:
+        (folder / file).parent.mkdir(parents=True, exist_ok=True)
+        (folder / file).write_text(f"caption in {file}\n")
+
+
+def test_videos_nested_sorted_any_case(tmp_path: Path) -> None:
+    """Golden value."""
+    fill(tmp_path, "videos/b.mp4", "videos/a/z.MP4", "plain.mp4", "videos/._b.mp4", "videos/c.avi", "labels/b.txt")
+    assert [path.as_posix() for path in find_videos(tmp_path)] == ["plain.mp4", "videos/a/z.MP4", "videos/b.mp4"]
+
+
+def test_link_loops_end_and_links_are_followed(tmp_path: Path) -> None:
+    """Identity: each real folder once, whatever the links."""
+    fill(tmp_path, "elsewhere/far.mp4", "data/videos/a.mp4")
+    (tmp_path / "data/videos/loop").symlink_to(tmp_path / "data")
+    (tmp_path / "data/videos/more").symlink_to(tmp_path / "elsewhere")
+    found = [path.as_posix() for path in find_videos(tmp_path / "data")]
+    assert found == ["videos/a.mp4", "videos/more/far.mp4"]
+
+
+def test_labels_relative_to_the_data_folder(tmp_path: Path) -> None:
+    """Golden values; the folder's own path holds "videos" and ".mp4", which replacing text would break."""
+    data = tmp_path / "videos" / "my.mp4.videos"
+    fill(data, "labels/a.txt", "labels/deep/b.txt", "plain.txt", "videos/beside.txt", "set1/labels/c.txt")
+    assert read_caption(data, Path("videos/a.mp4")) == "caption in labels/a.txt"
+    assert read_caption(data, Path("videos/deep/b.MP4")) == "caption in labels/deep/b.txt"
+    assert read_caption(data, Path("plain.mp4")) == "caption in plain.txt"
+    assert read_caption(data, Path("videos/beside.mp4")) == "caption in videos/beside.txt"
+    assert read_caption(data, Path("set1/videos/c.mp4")) == "caption in set1/labels/c.txt"
+
+
+def test_data_folder_called_videos(tmp_path: Path) -> None:
+    """Golden value: the data folder is `videos` itself, its labels are beside it."""
+    fill(tmp_path, "labels/a.txt")
+    assert read_caption(tmp_path / "videos", Path("a.mp4")) == "caption in labels/a.txt"
+
+
+def test_first_line_that_is_not_blank(tmp_path: Path) -> None:
+    """Golden value: byte order mark, blank lines, spaces and later lines are no part of the caption."""
+    (tmp_path / "a.txt").write_bytes("\ufeff\n   \n  Ein Äffchen spielt. \r\nnote to self\n".encode())
+    assert read_caption(tmp_path, Path("a.mp4")) == "Ein Äffchen spielt."
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [(None, r"missing \(no .*labels/a.txt\)"), (b"", "is empty"), (b" \n\n", "is empty"), (b"caf\xe9", "not UTF-8")],
+)
+def test_unusable_captions_say_why(tmp_path: Path, content: bytes | None, reason: str) -> None:
+    (tmp_path / "labels").mkdir()
+    if content is not None:
+        (tmp_path / "labels/a.txt").write_bytes(content)
+    with pytest.raises(UnusableCaption, match=reason):
+        read_caption(tmp_path, Path("videos/a.mp4"))
