@@ -1,4 +1,4 @@
-"""Two model-parallel ranks, one after the other in one process: the first records its broadcasts, the second gets them."""
+"""Two model-parallel ranks, one after the other in one process: the second gets what the first broadcast."""
 
 from __future__ import annotations
 
