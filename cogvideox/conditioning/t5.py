@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
 import torch
@@ -73,6 +73,17 @@ class FrozenT5Embedder(Embedder):
     def train(self, mode: bool = True) -> FrozenT5Embedder:
         """Training mode, unless frozen: then it stays in evaluation mode."""
         super().train(mode and not self.is_frozen)
+        return self
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FrozenT5Embedder:
+        """Casts and moves, save that the feed-forward outputs stay float32 in half precision, where they overflow.
+
+        transformers keeps them so when it loads a T5 as float16; a cast of the whole engine must not undo it.
+        """
+        super()._apply(fn, recurse)
+        for name, module in self.transformer.named_modules():
+            if name.endswith(".wo") and module.weight.dtype == torch.float16:
+                module.float()
         return self
 
     def _count(self, texts: list[str], full: list[str]) -> None:

@@ -238,3 +238,12 @@ def test_quickstart_asset_is_what_its_script_writes(tmp_path, embedder):
     assert written.tokenizer.get_vocab() == embedder.tokenizer.get_vocab()
     assert torch.equal(written(CAPTIONS), embedder(CAPTIONS))
     assert sum(path.stat().st_size for path in T5.iterdir()) < 1_000_000
+
+
+def test_a_cast_to_half_keeps_the_overflowing_linears_in_float32_as_transformers_does(folder):
+    """Truth: reference. The dtypes that transformers gives a T5 loaded as float16."""
+    ours = FrozenT5Embedder(str(folder), max_length=16).half()
+    theirs = T5EncoderModel.from_pretrained(folder, dtype=torch.float16)
+    dtypes = {name: parameter.dtype for name, parameter in theirs.named_parameters()}
+    assert {name: parameter.dtype for name, parameter in ours.transformer.named_parameters()} == dtypes
+    assert {dtype for name, dtype in dtypes.items() if ".wo." in name} == {torch.float32}

@@ -56,6 +56,7 @@ class Run:
     status: int
     output: str
     save: Path
+
     @property
     def folder(self) -> Path:
         """The one run folder in the save folder."""

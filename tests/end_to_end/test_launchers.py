@@ -13,7 +13,9 @@ import yaml
 from tests.end_to_end.runs import LORA, ROOT, Run, environment, run, train, write_config
 from train_video import map_launcher_variables
 
-EVALUATED = {"args": {"train_iters": 2, "eval_interval": 2, "eval_batch_size": 2, "eval_iters": 2, "strict_eval": False}}
+EVALUATED = {
+    "args": {"train_iters": 2, "eval_interval": 2, "eval_batch_size": 2, "eval_iters": 2, "strict_eval": False}
+}
 
 
 def test_open_mpi_and_slurm_variables_are_mapped() -> None:
@@ -53,7 +55,8 @@ def test_slurms_variables_bring_two_processes_together(tmp_path: Path) -> None:
     processes = [
         subprocess.Popen(
             [sys.executable, str(ROOT / "train_video.py"), "--base", str(config)],
-            env=environment(2) | {"SLURM_PROCID": str(r), "SLURM_NTASKS": "2", "SLURM_LOCALID": str(r), "SLURM_JOB_ID": "77"},
+            env=environment(2)
+            | {"SLURM_PROCID": str(r), "SLURM_NTASKS": "2", "SLURM_LOCALID": str(r), "SLURM_JOB_ID": "77"},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -132,5 +135,3 @@ def test_lora_on_everything_frozen_without_adapters_is_refused(tmp_path: Path) -
     done = train(tmp_path, {"model": {"not_trainable_prefixes": LORA["model"]["not_trainable_prefixes"]}})
     assert done.status == 2 and "nothing to train" in done.output
     assert "Traceback" not in done.output
-
-
