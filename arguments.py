@@ -35,7 +35,7 @@ def get_args(args_list: Sequence[str] | None = None) -> argparse.Namespace:
     """The arguments of `args_list` (default: this process's command line) and of the YAML files that it names.
 
     Beside the flags, the namespace has `model_config`, `data_config`, `deepspeed_config` (plain dicts), `merged_config`
-    (all sections as run), `config_notes` (what to tell the user), `rank`, `world_size`, `local_rank`, `device`, `cuda`.
+    (all sections as run), `config_notes` (what to tell the user), `rank`, `world_size`, `local_rank`, `device`.
     `--help` and `--explain` print and exit with 0.
     Raises UserError that names every problem found.
     """
@@ -144,12 +144,11 @@ def _check_lengths(settings: Settings) -> list[Problem]:
 
 
 def _add_device(args: argparse.Namespace, settings: Settings, problems: list[Problem]) -> None:
-    """`args.device` (a GPU's index or "cpu"), `args.cuda` and the backend, as SAT wants them."""
+    """`args.device` (a GPU's index or "cpu") and the backend, as SAT wants them."""
     from cogvideox.platform import device_count, distributed_backend
 
     gpus = device_count()
     wanted = settings.get("args.device")
-    args.cuda = gpus > 0
     args.device = args.local_rank if gpus else "cpu"
     args.distributed_backend = settings.get("args.distributed_backend") or distributed_backend()
     if settings.get("args.mode") == "inference" and gpus and wanted != -1:
