@@ -194,7 +194,7 @@ def test_many_samples_leak_nothing(tmp_path: Path) -> None:
 
 
 def test_quickstart_clips_give_whole_samples() -> None:
-    """Golden value: the six shipped clips, without padding, whatever is skipped; captions distinct, pictures too (PSNR)."""
+    """Golden value: the six shipped clips, without padding, whatever is skipped; captions and pictures distinct."""
     folder = Path(__file__).resolve().parents[1] / "assets/quickstart/clips"
     for skip in (0, 3):
         dataset = SFTDataset(str(folder), SIZE, fps=8, max_num_frames=9, skip_frms_num=skip)
