@@ -34,7 +34,9 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
         return _read_safetensors(path)
     if path.suffix in PICKLE_SUFFIXES:
         return _read_torch(path)
-    raise UserError(f"{path}: weights are read from .safetensors and {', '.join(PICKLE_SUFFIXES)} files, or a folder of them")
+    raise UserError(
+        f"{path}: weights are read from .safetensors and {', '.join(PICKLE_SUFFIXES)} files, or a folder of them"
+    )
 
 
 def _read_folder(folder: Path) -> dict[str, Tensor]:
@@ -53,7 +55,9 @@ def _read_folder(folder: Path) -> dict[str, Tensor]:
         if len(files) == 1:
             return read_state_dict(files[0])
         if files:
-            raise UserError(f"{folder} holds {len(files)} weight files ({_listed([f.name for f in files])}): name one of them")
+            raise UserError(
+                f"{folder} holds {len(files)} weight files ({_listed([f.name for f in files])}): name one of them"
+            )
     raise UserError(
         f"{folder} holds no weights: neither `latest` with <n>/mp_rank_00_model_states.pt (SAT) "
         f"nor diffusion_pytorch_model.safetensors or its index (diffusers)"
@@ -87,7 +91,9 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
     except pickle.UnpicklingError as error:
         raise UserError(_needs_code(path, error)) from error
     except (RuntimeError, OSError, EOFError, ValueError) as error:
-        raise UserError(f"{path}: not a readable torch file ({_first_line(error)}); copy or download it again") from error
+        raise UserError(
+            f"{path}: not a readable torch file ({_first_line(error)}); copy or download it again"
+        ) from error
     return _tensors(content, path)
 
 
@@ -97,7 +103,7 @@ def _needs_code(path: Path, error: Exception) -> str:
         f"If you trust it, save its tensors alone once:\n"
         f"  python -c \"import torch; s = torch.load({str(path)!r}, map_location='cpu', weights_only=False); "
         f"s = s.get('state_dict', s.get('module', s)); "
-        f"torch.save({{k: v for k, v in s.items() if torch.is_tensor(v)}}, {str(path.with_suffix('.plain.pt'))!r})\""
+        f'torch.save({{k: v for k, v in s.items() if torch.is_tensor(v)}}, {str(path.with_suffix(".plain.pt"))!r})"'
     )
 
 

@@ -51,7 +51,9 @@ class VideoAutoencoderInferenceWrapper(nn.Module):
         super().__init__()
         del loss_config
         if cp_size > 1:
-            raise UserError(f"cp_size {cp_size} (first_stage_config.params): a clip is encoded on one device; use cp_size: 1")
+            raise UserError(
+                f"cp_size {cp_size} (first_stage_config.params): a clip is encoded on one device; use cp_size: 1"
+            )
         self.encoder: ContextParallelEncoder3D = _build(encoder_config)
         self.decoder: ContextParallelDecoder3D = _build(decoder_config)
         self.regularization: DiagonalGaussianRegularizer = _build(regularizer_config)

@@ -57,7 +57,10 @@ class ResnetBlock3D(nn.Module):
         """(B, C_in, T, H, W) chunks → (B, C_out, T, H, W) chunks."""
         h = norm_swish_conv(self.norm1, self.conv1, list(chunks), z)
         h = norm_swish_conv(self.norm2, self.conv2, h, z, self.dropout)
-        return [y + self._shortcut(x) if y.requires_grad else y.add_(self._shortcut(x)) for x, y in zip(chunks, h, strict=True)]
+        return [
+            y + self._shortcut(x) if y.requires_grad else y.add_(self._shortcut(x))
+            for x, y in zip(chunks, h, strict=True)
+        ]
 
     def _shortcut(self, x: Tensor) -> Tensor:
         if self.nin_shortcut is None:
@@ -112,4 +115,5 @@ class Upsample3D(CausalModule):
             return x
         # The convolution is within frames: doubled frames are doubled after it, at half the work.
         first = int(self.starts_clip())
-        return torch.cat([x[:, :, :first], x[:, :, first:].repeat_interleave(2, dim=2)], dim=2)
+        frames = x.split(1, dim=2)
+        return torch.cat([*frames[:first], *(frame for frame in frames[first:] for _ in range(2))], dim=2)

@@ -64,8 +64,11 @@ class CausalConv3d(CausalModule):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C_in, T, H, W) → (B, C_out, T, H, W)."""
-        x = self._with_past(x)
         weight = self.conv.weight.to(x.dtype)
+        if x.shape[2] == 1 and self.past is None:
+            weight = weight.sum(dim=2, keepdim=True)  # an image: every kernel frame sees the same one
+        else:
+            x = self._with_past(x)
         bias = None if self.conv.bias is None else self.conv.bias.to(x.dtype)
         if x.device.type == "cpu":
             return conv3d_as_conv2d(x, weight, bias)
@@ -76,8 +79,8 @@ class CausalConv3d(CausalModule):
         reach = self.conv.kernel_size[0] - 1
         if reach == 0:
             return x
-        tail = x[:, :, :1].expand(-1, -1, reach, -1, -1) if self.starts_clip() else self._tail()
-        x = torch.cat([tail, x], dim=2)
+        before = [x[:, :, :1]] * reach if self.starts_clip() else [self._tail()]
+        x = torch.cat([*before, x], dim=2)
         if self.past is not None:
             self.past.tail = x[:, :, -reach:].clone()
         return x
