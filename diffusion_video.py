@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from cogvideox import parallel
 from cogvideox.checkpoint.loading import StartingWeights
+from cogvideox.checkpoint.transformer_names import to_sat
 from cogvideox.config import instantiate, resolve_target
 from cogvideox.errors import UserError
 from cogvideox.platform import autocast, current_device
@@ -68,8 +69,8 @@ class SATVideoDiffusionEngine(nn.Module):
         self.denoiser = instantiate(config["denoiser_config"])
         self.loss_fn = instantiate(config["loss_fn_config"])
         self.sampler = instantiate(config["sampler_config"]) if config.get("sampler_config") else None
-        self.first_stage_model: nn.Module
-        self.conditioner: nn.Module
+        self.first_stage_model: Any
+        self.conditioner: Any
         self._hold_frozen("first_stage_model", instantiate(config["first_stage_config"]))
         conditioner = instantiate(config["conditioner_config"])
         if any(embedder.is_trainable for embedder in conditioner.embedders):
@@ -126,13 +127,15 @@ class SATVideoDiffusionEngine(nn.Module):
     def load_weights(self, weights: StartingWeights, allow_missing: bool) -> None:
         """Load a checkpoint's transformer (and a text encoder that trains); a VAE or frozen T5 in it is passed over.
 
-        Names may start with `model.diffusion_model.` as in SAT's files, or be the transformer's own.
+        Names may start with `model.diffusion_model.` as in SAT's files, be the transformer's own, or diffusers'.
 
         Raises:
             UserError: names or shapes that do not fit, all listed.
         """
         state = {name.removeprefix(NETWORK_PREFIX): tensor for name, tensor in weights.state_dict.items()}
         state = {name: tensor for name, tensor in state.items() if not name.startswith(OTHER_PREFIXES)}
+        if any(name.startswith("transformer_blocks.") for name in state):
+            state = to_sat(state)
         ranks = parallel.current().model
         if ranks.size > 1 and not weights.is_shard:
             state = {name: self.network.shard(name, tensor, ranks.rank, ranks.size) for name, tensor in state.items()}
@@ -142,7 +145,7 @@ class SATVideoDiffusionEngine(nn.Module):
     def shared_step(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of a batch (`mp4`, `txt`, …): mean over its samples, and the same in a dict for the log."""
         with phases("vae"):
-            z = self.encode_first_stage(self.get_input(batch))
+            z = self.encode_clips(self.get_input(batch))
         return self(z, batch)
 
     def forward(self, z: Tensor, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
@@ -158,21 +161,29 @@ class SATVideoDiffusionEngine(nn.Module):
         """The clips of the batch, (B,F,3,H,W), in the engine's dtype and place."""
         return batch[self.input_key].to(self.device, self.dtype)
 
-    @torch.no_grad()
-    def encode_first_stage(self, clips: Tensor) -> Tensor:
+    def encode_clips(self, clips: Tensor) -> Tensor:
         """Clips (B,F,3,H,W) in [-1, 1] → scaled latents (B,T,C,h,w), drawn from the VAE's posterior."""
-        x = rearrange(clips, "b f c h w -> b c f h w")
+        z = self.encode_first_stage(rearrange(clips, "b f c h w -> b c f h w"))
+        return rearrange(z, "b c t h w -> b t c h w")
+
+    def decode_clips(self, z: Tensor) -> Tensor:
+        """Scaled latents (B,T,C,h,w) → clips (B,F,3,H,W), float32, about [-1, 1]."""
+        x = self.decode_first_stage(rearrange(z, "b t c h w -> b c t h w"))
+        return rearrange(x, "b c f h w -> b f c h w").float()
+
+    @torch.no_grad()
+    def encode_first_stage(self, x: Tensor, batch: Mapping[str, Any] | None = None) -> Tensor:  # noqa: ARG002
+        """(B,3,F,H,W) → scaled latents (B,C,T,h,w) in the engine's dtype; the arguments are the reference's."""
         with autocast(self.dtype if self.first_stage_autocast else None):
             z = torch.cat([self.first_stage_model.encode(part) for part in self._in_parts(x)])
-        return rearrange(z * self.scale_factor, "b c t h w -> b t c h w").to(self.dtype)
+        return (z * self.scale_factor).to(self.dtype)
 
     @torch.no_grad()
     def decode_first_stage(self, z: Tensor) -> Tensor:
-        """Scaled latents (B,T,C,h,w) → clips (B,F,3,H,W), float32, about [-1, 1]."""
-        latents = rearrange(z.to(self.dtype) / self.scale_factor, "b t c h w -> b c t h w")
+        """Scaled latents (B,C,T,h,w) → (B,3,F,H,W)."""
+        latents = z.to(self.dtype) / self.scale_factor
         with autocast(self.dtype if self.first_stage_autocast else None):
-            x = torch.cat([self.first_stage_model.decode(part) for part in self._in_parts(latents)])
-        return rearrange(x, "b c f h w -> b f c h w").float()
+            return torch.cat([self.first_stage_model.decode(part) for part in self._in_parts(latents)])
 
     @torch.no_grad()
     def sample(
@@ -202,18 +213,18 @@ class SATVideoDiffusionEngine(nn.Module):
         """
         clips = self.get_input(batch)[:N]
         first = {key: value[:N] for key, value in batch.items() if isinstance(value, list | Tensor)}
-        cond, uc = self.conditioner.get_unconditional_conditioning(  # type: ignore[operator]
+        cond, uc = self.conditioner.get_unconditional_conditioning(
             first,
-            force_uc_zero_embeddings=[embedder.input_key for embedder in self.conditioner.embedders],  # type: ignore[union-attr]
+            force_uc_zero_embeddings=[embedder.input_key for embedder in self.conditioner.embedders],
         )
-        z = self.encode_first_stage(clips)
+        z = self.encode_clips(clips)
         samples = self.sample(self._cast(cond), self._cast(uc), batch_size=len(clips), shape=tuple(z.shape[1:]))
         if only_log_video_latents:
             return {"latents": samples.float() / self.scale_factor}
         return {
             "inputs": clips.float(),
-            "reconstructions": self.decode_first_stage(z),
-            "samples": self.decode_first_stage(samples),
+            "reconstructions": self.decode_clips(z),
+            "samples": self.decode_clips(samples),
         }
 
     def _cast(self, cond: Mapping[str, Any]) -> dict[str, Any]:

@@ -20,7 +20,7 @@ def engine():  # noqa: ANN201
 def test_latents_are_the_vaes_times_the_scale_factor(engine) -> None:  # noqa: ANN001
     clips = make_batch()["mp4"]
     torch.manual_seed(3)
-    z = engine.encode_first_stage(clips)
+    z = engine.encode_clips(clips)
     torch.manual_seed(3)
     with torch.no_grad():
         raw = engine.first_stage_model.encode(clips.transpose(1, 2))
@@ -28,7 +28,7 @@ def test_latents_are_the_vaes_times_the_scale_factor(engine) -> None:  # noqa: A
     assert torch.equal(z, 0.5 * raw.transpose(1, 2))
     with torch.no_grad():
         decoded = engine.first_stage_model.decode(raw)
-    assert torch.allclose(engine.decode_first_stage(z), decoded.transpose(1, 2), atol=1e-6)
+    assert torch.allclose(engine.decode_clips(z), decoded.transpose(1, 2), atol=1e-6)
 
 
 def test_shared_step_is_the_loss_of_the_encoded_batch(engine) -> None:  # noqa: ANN001
@@ -37,7 +37,7 @@ def test_shared_step_is_the_loss_of_the_encoded_batch(engine) -> None:  # noqa: 
     torch.manual_seed(4)
     loss, metrics = engine.shared_step(batch)
     torch.manual_seed(4)
-    z = engine.encode_first_stage(batch["mp4"])
+    z = engine.encode_clips(batch["mp4"])
     expected = engine.loss_fn(engine.model, engine.denoiser, engine.conditioner, z, batch).mean()
     assert torch.equal(loss, expected) and torch.equal(metrics["loss"], loss)
     loss.backward()
@@ -93,6 +93,19 @@ def test_weights_load_with_and_without_their_prefix_and_pass_over_the_vae(engine
         assert all(torch.equal(tensor, state[name]) for name, tensor in other.state_dict().items())
     with pytest.raises(UserError, match="here does not fit"):
         other.load_weights(StartingWeights({"unknown": torch.zeros(1)}, Path("here")), allow_missing=False)
+
+
+def test_weights_load_from_diffusers_names(engine) -> None:  # noqa: ANN001
+    from pathlib import Path
+
+    from cogvideox.checkpoint.transformer_names import to_diffusers
+
+    state = {name: tensor + 1 for name, tensor in engine.network.state_dict().items() if "pos_embedding" not in name}
+    other = build_engine()
+    given = to_diffusers(state, engine.network.patch)
+    other.load_weights(StartingWeights(given, Path("here")), allow_missing=False)
+    loaded = other.network.state_dict()
+    assert all(torch.equal(tensor, loaded[name]) for name, tensor in state.items())
 
 
 @pytest.mark.parametrize("key", ["noised_image_input", "latent_input", "use_pd"])

@@ -43,6 +43,7 @@ def reconcile(settings: Settings, problems: list[Problem]) -> list[str]:
         _settle(settings, f"args.{name}", f"deepspeed.{place}", problems, notes)
     _settle_precision(settings, problems, notes)
     _settle_checkpointing(settings)
+    _settle_length(settings, notes)
     if settings.get("deepspeed.optimizer.type") is None:
         settings.set("deepspeed.optimizer.type", DEFAULT_OPTIMIZER, DEFAULT)
     return notes
@@ -101,6 +102,16 @@ def _settle_precision(settings: Settings, problems: list[Problem], notes: list[s
     stage = settings.get("args.zero_stage")
     if not is_half and isinstance(stage, int) and stage > 0:
         notes.append(f"ZeRO {stage} in float32, as asked: --bf16 halves memory and time on most GPUs")
+
+
+def _settle_length(settings: Settings, notes: list[str]) -> None:
+    """`--epochs` or `--train-iters` as a flag takes back the other one of a file."""
+    for name, other in (("train_iters", "epochs"), ("epochs", "train_iters")):
+        arg, opposite = f"args.{name}", f"args.{other}"
+        if settings.is_from_command_line(arg) and settings.get(arg) is not None and settings.get(opposite) is not None:
+            if not settings.is_from_command_line(opposite):
+                notes.append(f"{opposite} ({settings.source(opposite)}) is taken back by {settings.source(arg)}")
+                settings.set(opposite, None, settings.source(arg))
 
 
 def _settle_checkpointing(settings: Settings) -> None:

@@ -61,7 +61,7 @@ class TrainLoader:
         self.dataset, self.batch_sampler = dataset, batches
         self._accumulation = args.gradient_accumulation_steps
         self._epochs = args.epochs or 1
-        self._loader = DataLoader(dataset, batch_sampler=batches, collate_fn=collate_fn, **_loading(args))  # type: ignore[arg-type]
+        self._loader = DataLoader(dataset, batch_sampler=batches, collate_fn=collate_fn, **_loading(args))
 
     def start_at(self, iteration: int) -> None:
         """Continue with the batches of `iteration` (an optimizer step, not a micro-batch)."""
@@ -91,7 +91,7 @@ class EvaluationLoader:
         self.batches = [self._batch(number, samples) for number in range(rounds)]
         self._loader = DataLoader(
             dataset,
-            batch_sampler=[indices for indices, _ in self.batches],  # type: ignore[arg-type]
+            batch_sampler=[indices for indices, _ in self.batches],
             collate_fn=collate_fn,
             **_loading(args),
         )

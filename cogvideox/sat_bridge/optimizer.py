@@ -38,7 +38,7 @@ class EmaAdamW(torch.optim.AdamW):
         self.ema_decay = ema_decay
 
     @torch.no_grad()
-    def step(self, closure: Closure | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Closure | None = None) -> Any:
         """One AdamW step, then the moving average of every parameter that has a gradient."""
         loss = super().step(closure)
         for group in self.param_groups:

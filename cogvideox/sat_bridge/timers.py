@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 from cogvideox.platform import elapsed_events, record_event
 
@@ -21,10 +22,10 @@ class Timer:
     """Accumulates the seconds between `start` and `stop`, on the host's clock or on the device's timeline."""
 
     def __init__(self, on_host: bool) -> None:
-        self._now = time.perf_counter if on_host else record_event
+        self._now: Callable[[], Any] = time.perf_counter if on_host else record_event
         self._spans: list[tuple] = []
         self._added_s = 0.0
-        self._started = None
+        self._started: Any = None
 
     @property
     def running(self) -> bool:

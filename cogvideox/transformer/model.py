@@ -195,7 +195,7 @@ class DiffusionTransformer(BaseModel):
     def load_weights(
         self, state_dict: Mapping[str, torch.Tensor], where: str = "the weights", allow_missing: bool = False
     ) -> list[str]:
-        """Load strictly, save that adapters may be missing; gives the names that keep their initial values.
+        """Load strictly, save that adapters and computed tables may be missing; gives the names that start anew.
 
         `where` names the source in errors; `allow_missing` tolerates any missing name.
         Raises UserError naming what is missing, unknown or of another shape.
@@ -204,13 +204,15 @@ class DiffusionTransformer(BaseModel):
             result = self.load_state_dict(state_dict, strict=False)
         except RuntimeError as mismatch:
             raise UserError(f"{where} does not fit the transformer of the config: {mismatch}") from mismatch
-        missing = [] if allow_missing else [name for name in result.missing_keys if not is_adapter(name)]
+        computed = {name for name, parameter in self.named_parameters() if not parameter.requires_grad}
+        absent = [name for name in result.missing_keys if name not in computed]
+        missing = [] if allow_missing else [name for name in absent if not is_adapter(name)]
         if missing or result.unexpected_keys:
             raise UserError(
                 f"{where} does not fit the transformer of the config: {len(missing)} parameters missing"
                 f"{_some(missing)}, {len(result.unexpected_keys)} unknown{_some(result.unexpected_keys)}"
             )
-        return result.missing_keys
+        return absent
 
     def shard(self, name: str, tensor: torch.Tensor, rank: int, ranks: int) -> torch.Tensor:
         """What model-parallel rank `rank` of `ranks` holds of the whole parameter `name`."""

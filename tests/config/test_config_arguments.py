@@ -91,6 +91,7 @@ def test_defaults_that_depend(run: Run, place: Path) -> None:
     assert args.iterable_dataset_eval is False
     assert run("--iterable-dataset", "--iterable-dataset-eval", "false").iterable_dataset_eval is False
     assert run("args.train_iters=null", "--epochs", "2").train_iters is None
+    assert run("--epochs", "2").train_iters is None  # the flag wins over the file's
 
 
 def test_flags_reach_the_transformer_s_own_arguments(run: Run) -> None:

@@ -39,7 +39,7 @@ def message(call: Callable[[], object]) -> str:
         (("--seed", "0"), ["--seed 0", "at least 1"]),
         (("--batch-size", "0"), ["--batch-size 0", "at least 1"]),
         (("--mode", "fintune"), ["--mode fintune", "'finetune'"]),
-        (("--epochs", "3"), ["args.train_iters", "--epochs 3", "args.train_iters=null"]),
+        (("--epochs", "3", "--train-iters", "5"), ["args.train_iters", "--epochs 3", "args.train_iters=null"]),
         (("--fp16", "--bf16"), ["--fp16 true", "--bf16 true", "turn one off"]),
         (("modle.x=1",), ["modle", "did you mean `model`"]),
         (("args.batchsize=1",), ["args.batchsize", "did you mean `batch_size`"]),

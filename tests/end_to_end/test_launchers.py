@@ -1,4 +1,4 @@
-"""Truths: each launcher's variables bring the ranks together; a run's folder holds what DESIGN says; errors are short."""
+"""Truths: each launcher's variables bring the ranks together, a run's folder is complete, errors are short."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Truths: a loss that is not finite is dropped and never averaged, evaluations draw alike and leave training's draws."""
+"""Truths: a loss that is not finite is dropped and never averaged; evaluations draw alike, aside from training."""
 
 from __future__ import annotations
 
