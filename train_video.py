@@ -149,7 +149,7 @@ def log_video(
         return
     videos = model.log_video(batch, only_log_video_latents=only_log_video_latents)
     if groups.world.rank == 0:
-        written = save_samples(videos, batch, Path(args.save), args.iteration, batch_number=args.eval_batch)
+        written = save_samples(videos, batch, Path(args.save), args.iteration, args.eval_batch, args.eval_split)
         if report_videos is not None and written:
             report_videos(args.iteration, written, int(batch["fps"][0]))
 

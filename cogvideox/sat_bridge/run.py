@@ -28,6 +28,7 @@ class Run:
 
     def __init__(self, args: argparse.Namespace, folder: Path) -> None:
         self.args, self.folder = args, folder
+        args.eval_batch, args.eval_split = 0, "val"  # which batch of which evaluation is running
         self.recorder = Recorder()
         self.reporter = Reporter(args, folder)
         self.train_data: loaders.TrainLoader | None = None
@@ -104,6 +105,7 @@ class Run:
         assert hooks is not None
         loader = self.valid_data if split == "val" else self.test_data
         assert loader is not None
+        args.eval_split = split
         with self._not_training_time():
             batches = len(loader) if args.strict_eval else eval_iters
             values = training.evaluate(loader, engine, batches, args, timers, hooks["forward_step_eval"])

@@ -1,0 +1,83 @@
+"""Truth: a mistake is told once, on one screen, with status 2 and no traceback, on one rank and on two."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.end_to_end.runs import ROOT, Run, environment, run, train, write_config
+
+
+def one_error(done: Run, *parts: str, status: int = 2) -> None:
+    assert done.status == status, done.output[-3000:]
+    assert "Traceback" not in done.output, done.output[-3000:]
+    assert len(done.output.strip().splitlines()) <= 40, done.output
+    for part in parts:
+        assert done.output.count(part) == 1, done.output
+    assert not done.save.exists() or not any(path.is_dir() for path in done.save.iterdir())
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_mistake_in_the_configuration(tmp_path: Path, ranks: int) -> None:
+    config = write_config(tmp_path, {"model": {"scale_factr": 1.0}})
+    command = [sys.executable, str(ROOT / "train_video.py"), "--base", str(config), "--fp16", "--bf16"]
+    if ranks == 2:
+        launcher = [str(ROOT / "tools" / "torchrun.py"), "--standalone", "--nproc_per_node=2"]
+        command = [sys.executable, *launcher, *command[1:]]
+    done = run(command, tmp_path / "runs", environment(ranks))
+    one_error(done, "did you mean `scale_factor`", "turn one off")
+
+
+def test_a_folder_whose_clips_are_all_broken(tmp_path: Path) -> None:
+    videos, labels = tmp_path / "data" / "videos", tmp_path / "data" / "labels"
+    videos.mkdir(parents=True)
+    labels.mkdir()
+    whole = (ROOT / "assets/quickstart/clips/videos/car_talk.mp4").read_bytes()
+    broken = {"empty": b"", "text": b"no video at all", "truncated": whole[: len(whole) // 2]}
+    for name, content in broken.items():
+        (videos / f"{name}.mp4").write_bytes(content)
+        (labels / f"{name}.txt").write_text("a caption")
+    done = train(tmp_path, flags=("--train-data", str(tmp_path / "data")))
+    one_error(done, *(f"{name}.mp4" for name in broken))
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_vae_of_another_shape(tmp_path: Path, ranks: int) -> None:
+    path = tmp_path / "vae.pt"
+    state = torch.load(ROOT / "assets/quickstart/vae/3d-vae.pt", weights_only=True)["state_dict"]
+    name = "encoder.conv_in.conv.weight"
+    torch.save({"state_dict": state | {name: torch.zeros(7, 3, 3, 3, 3)}}, path)
+    done = train(tmp_path, {"model": {"first_stage_config": {"params": {"ckpt_path": str(path)}}}}, ranks=ranks)
+    if ranks == 1:
+        one_error(done, str(path), name)
+    else:
+        assert done.status != 0 and done.output.count(name) == 1
+
+
+def test_fp16_on_a_cpu(tmp_path: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    one_error(train(tmp_path, flags=("--fp16",)), "fp16")
+
+
+def test_a_save_folder_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    done = train(tmp_path, {"args": {"save": str(tmp_path / "file" / "runs")}})
+    one_error(done, "args.save")
+
+
+def test_weights_that_would_run_code(tmp_path: Path) -> None:
+    class Code:
+        def __reduce__(self) -> tuple:
+            return (print, ("code ran",))
+
+    folder = tmp_path / "weights" / "1"
+    folder.mkdir(parents=True)
+    torch.save({"module": Code()}, folder / "mp_rank_00_model_states.pt")
+    (tmp_path / "weights" / "latest").write_text("1")
+    done = train(tmp_path, {"args": {"load": str(tmp_path / "weights"), "mode": "finetune"}})
+    one_error(done, "refused")
+    assert "code ran" not in done.output.replace("'code ran'", "")
