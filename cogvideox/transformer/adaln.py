@@ -5,6 +5,7 @@ Shapes: B batch, N text tokens, S video tokens, D width, E head size.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import ClassVar
 
 import torch
@@ -97,9 +98,10 @@ class AdaLNMixin(BaseMixin):
         """SAT hook. `time_features` is SiLU of the time embedding, (B, time_embed_dim), the same for all layers."""
         modulation = self.adaLN_modulations[layer_id](time_features)
         layers = self.layers_of(layer_id)
+        block = partial(transformer_block, text_is_read=layer_id + 1 < len(self.transformer.layers))
         if self.transformer.recomputes_activations and torch.is_grad_enabled():
-            return checkpoint(transformer_block, *hidden_states, modulation, rotary, layers, use_reentrant=False)
-        return transformer_block(*hidden_states, modulation, rotary, layers)
+            return checkpoint(block, *hidden_states, modulation, rotary, layers, use_reentrant=False)
+        return block(*hidden_states, modulation, rotary, layers)
 
 
 def _head_norms(count: int, head_size: int, elementwise_affine: bool) -> nn.ModuleList:

@@ -14,7 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-Linear = Callable[[torch.Tensor], torch.Tensor]
+from cogvideox.transformer.arithmetic import Linear, attend
+
+Layer = Callable[[torch.Tensor], torch.Tensor]
 
 
 class Modulation(NamedTuple):
@@ -38,7 +40,7 @@ class ModulationLinear(nn.Sequential):
     """The published names' SiLU and Linear; SiLU is the same for all layers and is computed once, outside."""
 
     def __init__(self, time_embed_dim: int, width: int) -> None:
-        super().__init__(nn.SiLU(), nn.Linear(time_embed_dim, width))
+        super().__init__(nn.SiLU(), Linear(time_embed_dim, width))
 
     @property
     def linear(self) -> nn.Linear:
@@ -60,17 +62,15 @@ class ModulatedLayerNorm(nn.LayerNorm):
     """LayerNorm with the affine map of AdaLN folded into its own, text and video each with theirs."""
 
     def forward(  # type: ignore[override]
-        self, text: torch.Tensor, video: torch.Tensor, modulation: Modulation
+        self, text: torch.Tensor | None, video: torch.Tensor, modulation: Modulation
     ) -> torch.Tensor:
-        """(B, N, D), (B, S, D) -> (B, L, D)"""
+        """(B, N, D), (B, S, D) -> (B, L, D); without text, (B, S, D)"""
         m = modulation
-        return torch.cat(
-            [
-                modulated_layer_norm(text, self.weight, self.bias, m.text_shift, m.text_scale, self.eps),
-                modulated_layer_norm(video, self.weight, self.bias, m.video_shift, m.video_scale, self.eps),
-            ],
-            dim=1,
-        )
+        video = modulated_layer_norm(video, self.weight, self.bias, m.video_shift, m.video_scale, self.eps)
+        if text is None:
+            return video
+        text = modulated_layer_norm(text, self.weight, self.bias, m.text_shift, m.text_scale, self.eps)
+        return torch.cat([text, video], dim=1)
 
 
 def modulated_layer_norm(
@@ -105,41 +105,54 @@ class BlockLayers(NamedTuple):
 
     attention_norm: ModulatedLayerNorm
     query_key_value: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
-    query_norm: Linear
-    key_norm: Linear
-    dense: Linear
+    query_norm: Layer
+    key_norm: Layer
+    dense: Layer
     mlp_norm: ModulatedLayerNorm
-    mlp_up: Linear
-    mlp_down: Linear
+    mlp_up: Layer
+    mlp_down: Layer
     head_size: int
 
 
-def attention(x: torch.Tensor, rotary: torch.Tensor | None, layers: BlockLayers) -> torch.Tensor:
-    """Full self-attention over text and video. (B, L, D) -> (B, L, D)"""
+def attention(x: torch.Tensor, rotary: torch.Tensor | None, layers: BlockLayers, first_query: int) -> torch.Tensor:
+    """Self-attention of the tokens from `first_query` on to all. (B, L, D) -> (B, L - first_query, D)"""
     q, k, v = (heads.unflatten(-1, (-1, layers.head_size)) for heads in layers.query_key_value(x))  # (B, L, H, E)
-    q, k = layers.query_norm(q), layers.key_norm(k)
+    q, k = layers.query_norm(q[:, first_query:]), layers.key_norm(k)
     if rotary is not None:
-        q, k = turn(q, rotary), turn(k, rotary)
-    mixed = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))  # (B, H, L, E)
+        q, k = turn(q, rotary[first_query:]), turn(k, rotary)
+    mixed = attend(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))  # (B, H, L - first_query, E)
     return layers.dense(mixed.transpose(1, 2).flatten(2))
 
 
-def add_gated(
-    text: torch.Tensor, video: torch.Tensor, update: torch.Tensor, modulation: Modulation
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The residual step: text + gate * update's first N tokens, and the same for the video."""
-    of_text, of_video = update.split([text.shape[1], video.shape[1]], dim=1)
-    text = torch.addcmul(text, of_text, modulation.text_gate.unsqueeze(1))
-    return text, torch.addcmul(video, of_video, modulation.video_gate.unsqueeze(1))
+def add_gated(x: torch.Tensor, update: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
+    """The residual step. x, update (B, L, D), gate (B, D)"""
+    return torch.addcmul(x, update, gate.unsqueeze(1))
 
 
 def transformer_block(
-    text: torch.Tensor, video: torch.Tensor, modulation: torch.Tensor, rotary: torch.Tensor | None, layers: BlockLayers
+    text: torch.Tensor,
+    video: torch.Tensor,
+    modulation: torch.Tensor,
+    rotary: torch.Tensor | None,
+    layers: BlockLayers,
+    text_is_read: bool = True,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """text (B, N, D), video (B, S, D), modulation (B, 12 D) -> text, video"""
+    """text (B, N, D), video (B, S, D), modulation (B, 12 D) -> text, video
+
+    Nobody reads the text after the last block: with `text_is_read` false it goes into the attention and stays as it is.
+    """
     for_attention, for_mlp = split_modulation(modulation)
+    lengths = [text.shape[1], video.shape[1]]
     x = layers.attention_norm(text, video, for_attention)
-    text, video = add_gated(text, video, attention(x, rotary, layers), for_attention)
-    x = layers.mlp_norm(text, video, for_mlp)
+    if text_is_read:
+        of_text, of_video = attention(x, rotary, layers, 0).split(lengths, dim=1)
+        text = add_gated(text, of_text, for_attention.text_gate)
+    else:
+        of_video = attention(x, rotary, layers, text.shape[1])
+    video = add_gated(video, of_video, for_attention.video_gate)
+    x = layers.mlp_norm(text if text_is_read else None, video, for_mlp)
     x = layers.mlp_down(F.gelu(layers.mlp_up(x), approximate="tanh"))
-    return add_gated(text, video, x, for_mlp)
+    if text_is_read:
+        of_text, x = x.split(lengths, dim=1)
+        text = add_gated(text, of_text, for_mlp.text_gate)
+    return text, add_gated(video, x, for_mlp.video_gate)

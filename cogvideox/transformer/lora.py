@@ -11,12 +11,12 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from sat import mpu
 from sat.model.base_model import BaseMixin
 from torch import nn
 
 from cogvideox.errors import UserError
+from cogvideox.transformer.arithmetic import linear
 from cogvideox.transformer.tensor_parallel import QueryKeyValueLinear, RowLinear, enter_parallel, leave_parallel, shard
 
 logger = logging.getLogger(__name__)
@@ -82,7 +82,7 @@ class LoraQueryKeyValue(LoraLinear):
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """(B, L, D) -> queries, keys, values (B, L, D / P)"""
         q, k, v = self.original(x)
-        low = F.linear(self.lora_dropout(x), torch.cat(list(self.matrix_A)))  # (B, L, 3 r)
+        low = linear(self.lora_dropout(x), torch.cat(list(self.matrix_A)))  # (B, L, 3 r)
         low_q, low_k, low_v = enter_parallel(low, self.ranks).chunk(3, dim=-1)
         return self.add(q, low_q, 0), self.add(k, low_k, 1), self.add(v, low_v, 2)
 
@@ -107,7 +107,7 @@ class LoraDense(LoraLinear):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(B, L, D / P) -> (B, L, D)"""
-        low = leave_parallel(F.linear(self.lora_dropout(x), self.matrix_A[0]), self.ranks)
+        low = leave_parallel(linear(self.lora_dropout(x), self.matrix_A[0]), self.ranks)
         return self.add(self.original(x), low, 0)
 
 

@@ -19,6 +19,7 @@ from cogvideox.config.binding import signature_of
 from cogvideox.config.targets import resolve_target
 from cogvideox.errors import UserError
 from cogvideox.transformer.adaln import HeadNorm
+from cogvideox.transformer.arithmetic import Linear
 from cogvideox.transformer.backbone import TransformerArgs, VideoTransformer
 from cogvideox.transformer.layout import TokenLayout, as_patch
 from cogvideox.transformer.lora import is_adapter
@@ -38,7 +39,7 @@ def sinusoid(values: torch.Tensor, width: int) -> torch.Tensor:
 
 def scalar_embedding(width_in: int, width_out: int) -> nn.Sequential:
     """Linear, SiLU, Linear on a sinusoid."""
-    return nn.Sequential(nn.Linear(width_in, width_out), nn.SiLU(), nn.Linear(width_out, width_out))
+    return nn.Sequential(Linear(width_in, width_out), nn.SiLU(), Linear(width_out, width_out))
 
 
 class DiffusionTransformer(BaseModel):

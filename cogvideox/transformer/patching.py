@@ -16,6 +16,7 @@ from sat.model.base_model import BaseMixin
 from torch import nn
 
 from cogvideox.errors import UserError
+from cogvideox.transformer.arithmetic import Linear
 from cogvideox.transformer.block import ModulationLinear, modulated_layer_norm
 from cogvideox.transformer.layout import TokenLayout, as_patch
 
@@ -48,8 +49,8 @@ class ImagePatchEmbeddingMixin(BaseMixin):
         if text_hidden_size is None:
             raise UserError("patch_embed_config.params.text_hidden_size is missing: give the text encoder's width")
         self.text_hidden_size = text_hidden_size
-        self.proj = nn.Linear(in_channels * prod(as_patch(list(patch_size))), hidden_size)
-        self.text_proj = nn.Linear(text_hidden_size, hidden_size)
+        self.proj = Linear(in_channels * prod(as_patch(list(patch_size))), hidden_size)
+        self.text_proj = Linear(text_hidden_size, hidden_size)
         self.register_load_state_dict_pre_hook(_flatten_convolution)
 
     def reinit(self, parent_model: nn.Module | None = None) -> None:  # noqa: ARG002
@@ -103,7 +104,7 @@ class FinalLayerMixin(BaseMixin):
     ) -> None:
         super().__init__()
         self.norm_final = AdaptiveLayerNorm(hidden_size, eps=1e-6, elementwise_affine=elementwise_affine)
-        self.linear = nn.Linear(hidden_size, prod(as_patch(list(patch_size))) * out_channels)
+        self.linear = Linear(hidden_size, prod(as_patch(list(patch_size))) * out_channels)
         self.adaLN_modulation = ModulationLinear(time_embed_dim, 2 * hidden_size)
 
     def reinit(self, parent_model: nn.Module | None = None) -> None:  # noqa: ARG002

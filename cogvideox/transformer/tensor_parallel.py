@@ -14,12 +14,12 @@ from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from sat import mpu
 from sat.mpu.layers import ColumnParallelLinear, RowParallelLinear
 from sat.mpu.mappings import copy_to_model_parallel_region, reduce_from_model_parallel_region
 
 from cogvideox.errors import UserError
+from cogvideox.transformer.arithmetic import linear
 
 
 @contextmanager
@@ -64,7 +64,7 @@ class ColumnLinear(ColumnParallelLinear):
     ranks: int
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return F.linear(enter_parallel(x, self.ranks), self.weight, self.bias)
+        return linear(enter_parallel(x, self.ranks), self.weight, self.bias)
 
 
 class QueryKeyValueLinear(ColumnParallelLinear):
@@ -76,7 +76,7 @@ class QueryKeyValueLinear(ColumnParallelLinear):
         x = enter_parallel(x, self.ranks)
         weights = self.weight.chunk(3)
         biases = self.bias.chunk(3)
-        q, k, v = (F.linear(x, weight, bias) for weight, bias in zip(weights, biases, strict=True))
+        q, k, v = (linear(x, weight, bias) for weight, bias in zip(weights, biases, strict=True))
         return q, k, v
 
 
@@ -87,15 +87,15 @@ class RowLinear(RowParallelLinear):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.ranks == 1:
-            return F.linear(x, self.weight, self.bias)
-        return leave_parallel(F.linear(x, self.weight), self.ranks) + self.bias
+            return linear(x, self.weight, self.bias)
+        return leave_parallel(linear(x, self.weight), self.ranks) + self.bias
 
 
-def adopt(linear: torch.nn.Module, forward_class: type[torch.nn.Module], ranks: int) -> None:
-    """Give a linear that SAT built the forward of `forward_class`, which derives from the class that it has."""
-    assert issubclass(forward_class, type(linear)), (forward_class, type(linear))
-    linear.__class__ = forward_class
-    linear.ranks = ranks  # type: ignore[assignment]
+def adopt(layer: torch.nn.Module, forward_class: type[torch.nn.Module], ranks: int) -> None:
+    """Give a layer that SAT built the forward of `forward_class`, which derives from the class that it has."""
+    assert issubclass(forward_class, type(layer)), (forward_class, type(layer))
+    layer.__class__ = forward_class
+    layer.ranks = ranks  # type: ignore[assignment]
 
 
 # Ending of a parameter's name -> (axis that is divided, pieces along it that are divided one by one).
