@@ -55,7 +55,7 @@ CUTS = (
     Cut(
         "bunny_yawn",
         "bigbuckbunny.mp4",
-        56,
+        70,
         48,
         (150, 30, 780, 450),
         "Close view of a big gray cartoon rabbit stretching its arms wide and yawning in front of green leaves.",
@@ -63,18 +63,18 @@ CUTS = (
     Cut(
         "city_fence",
         "bikes.mp4",
-        137,
-        50,
+        152,
+        32,
         (116, 0, 524, 272),
         "Cars drive along a street lined with brick houses, behind a dark green fence with a bicycle leaning on it.",
     ),
     Cut(
         "wall_bicycle",
         "bikes.mp4",
-        190,
-        50,
+        213,
+        36,
         (116, 0, 524, 272),
-        "A person in black trousers walks past an old bicycle parked at a gray stone wall behind a bollard.",
+        "An old bicycle is parked at a dark wall behind a gray bollard with a round top.",
     ),
     Cut(
         "car_talk",
@@ -87,10 +87,10 @@ CUTS = (
     Cut(
         "car_closeup",
         "carphone_pristine.mp4",
-        60,
-        52,
+        84,
+        36,
         (20, 2, 130, 82),
-        "Close-up of the face of a man with short brown hair tilting his head in front of a beige car ceiling.",
+        "Close-up of a man with short brown hair in a car, tilting his head and opening his mouth by a window.",
     ),
 )
 

@@ -58,8 +58,7 @@ def train_step(
     losses: list[torch.Tensor] = []
     bad_batches = 0
     while True:
-        with phases("forward"):
-            loss, metrics = forward_step(data_iterator, engine, args, timers)
+        loss, metrics = forward_step(data_iterator, engine, args, timers)
         reduced, finite = _reduce(loss, metrics)
         if not finite:
             bad_batches += 1

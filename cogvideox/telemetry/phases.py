@@ -3,8 +3,8 @@
     with phases("vae"):
         z = autoencoder.encode(x)
 
-The names in use: `vae`, `text_encoder`, `forward`, `backward`, `optimizer`. A phase inside another counts in both:
-nothing is subtracted (`vae` and `text_encoder` usually lie within `forward`).
+The names in use: `vae`, `text_encoder`, `forward` (the transformer and the loss), `backward`, `optimizer`; none lies in
+another. A phase inside another would count in both.
 """
 
 from __future__ import annotations
