@@ -3,7 +3,7 @@
 A product of two bfloat16 or float16 numbers is exact in float32, and torch sums in float32 either way: widening changes
 no more than the order of a sum. Everywhere else these are torch's own functions. To go when torch does so itself.
 
-Shapes: I inputs, O outputs, B batch, H heads, Q queries, K keys, E head size, `...` any.
+Shapes: I inputs, O outputs, B batch, L tokens, H heads, Q queries, K keys, E head size, `...` any.
 """
 
 from __future__ import annotations
@@ -33,6 +33,13 @@ def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = No
     if _widens(x):
         return _WidenedLinear.apply(x, weight, bias)
     return F.linear(x, weight, bias)
+
+
+def add_product(out: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, scale: float) -> torch.Tensor:
+    """out + scale * x weight^T. out (B, L, O), x (B, L, I), weight (O, I) -> (B, L, O)"""
+    if _widens(x):
+        return torch.add(out, linear(x, weight), alpha=scale)
+    return torch.addmm(out.flatten(0, 1), x.flatten(0, 1), weight.t(), alpha=scale).view_as(out)
 
 
 class Linear(nn.Linear):

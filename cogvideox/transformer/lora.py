@@ -16,10 +16,33 @@ from sat.model.base_model import BaseMixin
 from torch import nn
 
 from cogvideox.errors import UserError
-from cogvideox.transformer.arithmetic import linear
+from cogvideox.transformer.arithmetic import add_product, linear
 from cogvideox.transformer.tensor_parallel import QueryKeyValueLinear, RowLinear, enter_parallel, leave_parallel, shard
 
 logger = logging.getLogger(__name__)
+
+
+class Matrices(nn.ParameterList):
+    """A ParameterList that can be called (torch's forbids it): ZeRO 3 gathers parameters when a module is called."""
+
+    __call__ = nn.Module.__call__
+
+
+class DownMatrices(Matrices):
+    """`matrix_A`: one (r, I) for each part."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, L, I) -> (B, L, parts r)"""
+        return linear(x, self[0] if len(self) == 1 else torch.cat(list(self)))
+
+
+class UpMatrices(Matrices):
+    """`matrix_B`: one (O, r) for each part."""
+
+    def forward(self, low: torch.Tensor, outs: Sequence[torch.Tensor], scaling: float) -> list[torch.Tensor]:
+        """(B, L, parts r), outputs (B, L, O) of the parts -> the outputs + scaling * low B^T"""
+        lows = low.chunk(len(self), dim=-1)
+        return [add_product(out, one, b, scaling) for out, one, b in zip(outs, lows, self, strict=True)]
 
 
 # LoRA (Hu et al. 2021), equation 3: W x + (alpha / r) B A x.
@@ -34,17 +57,21 @@ class LoraLinear(nn.Module):
         weight = original.weight
         assert isinstance(weight, torch.Tensor)
         rows, columns = weight.shape[0] // parts, weight.shape[1]
-        self.matrix_A = nn.ParameterList(nn.Parameter(weight.new_empty(r, columns)) for _ in range(parts))
-        self.matrix_B = nn.ParameterList(nn.Parameter(weight.new_empty(rows, r)) for _ in range(parts))
+        self.matrix_A = DownMatrices(nn.Parameter(weight.new_empty(r, columns)) for _ in range(parts))
+        self.matrix_B = UpMatrices(nn.Parameter(weight.new_empty(rows, r)) for _ in range(parts))
         self.register_load_state_dict_pre_hook(_load_plain_linear)
         self.reset_adapters()
 
+    @torch.no_grad()
     def reset_adapters(self) -> None:
         """A as nn.Linear's weight, B zero."""
-        for a in self.matrix_A:
-            nn.init.kaiming_uniform_(a, a=math.sqrt(5))
-        for b in self.matrix_B:
-            nn.init.zeros_(b)
+        for a, b in zip(self.matrix_A, self.matrix_B, strict=True):
+            a.copy_(self.fresh_a(a))
+            b.zero_()
+
+    def fresh_a(self, like: torch.Tensor) -> torch.Tensor:
+        """New values for an A of the shape of `like`."""
+        return nn.init.kaiming_uniform_(torch.empty_like(like), a=math.sqrt(5))
 
     @torch.no_grad()
     def merged(self) -> nn.Module:
@@ -54,11 +81,6 @@ class LoraLinear(nn.Module):
         assert isinstance(weight, torch.Tensor)
         weight.copy_(weight.float() + self.scaling * delta)
         return self.original
-
-    def add(self, out: torch.Tensor, low: torch.Tensor, part: int) -> torch.Tensor:
-        """out (B, L, D) + scaling * low (B, L, r) B^T, in one product."""
-        total = torch.addmm(out.flatten(0, 1), low.flatten(0, 1), self.matrix_B[part].t(), alpha=self.scaling)
-        return total.view_as(out)
 
 
 def _load_plain_linear(
@@ -81,10 +103,9 @@ class LoraQueryKeyValue(LoraLinear):
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """(B, L, D) -> queries, keys, values (B, L, D / P)"""
-        q, k, v = self.original(x)
-        low = linear(self.lora_dropout(x), torch.cat(list(self.matrix_A)))  # (B, L, 3 r)
-        low_q, low_k, low_v = enter_parallel(low, self.ranks).chunk(3, dim=-1)
-        return self.add(q, low_q, 0), self.add(k, low_k, 1), self.add(v, low_v, 2)
+        low = enter_parallel(self.matrix_A(self.lora_dropout(x)), self.ranks)
+        q, k, v = self.matrix_B(low, self.original(x), self.scaling)
+        return q, k, v
 
 
 class LoraDense(LoraLinear):
@@ -95,20 +116,17 @@ class LoraDense(LoraLinear):
         super().__init__(original, 1, r, lora_alpha, lora_dropout)
         self.matrix_A[0].model_parallel = True
 
-    def reset_adapters(self) -> None:
+    def fresh_a(self, like: torch.Tensor) -> torch.Tensor:
         """The rank's share of the A that one rank alone would draw."""
-        super().reset_adapters()
-        if self.ranks > 1:
-            a = self.matrix_A[0]
-            whole = a.new_empty(a.shape[0], a.shape[1] * self.ranks)
-            nn.init.kaiming_uniform_(whole, a=math.sqrt(5))
-            share = shard("attention.dense.matrix_A.0", whole, mpu.get_model_parallel_rank(), self.ranks)
-            a.data.copy_(share)
+        whole = super().fresh_a(like.new_empty(like.shape[0], like.shape[1] * self.ranks))
+        if self.ranks == 1:
+            return whole
+        return shard("attention.dense.matrix_A.0", whole, mpu.get_model_parallel_rank(), self.ranks)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(B, L, D / P) -> (B, L, D)"""
-        low = leave_parallel(linear(self.lora_dropout(x), self.matrix_A[0]), self.ranks)
-        return self.add(self.original(x), low, 0)
+        low = leave_parallel(self.matrix_A(self.lora_dropout(x)), self.ranks)
+        return self.matrix_B(low, [self.original(x)], self.scaling)[0]
 
 
 class LoraMixin(BaseMixin):
