@@ -8,7 +8,6 @@ Shapes: I inputs, O outputs, B batch, L tokens, H heads, Q queries, K keys, E he
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import torch
@@ -17,15 +16,11 @@ from torch import nn
 from torch.autograd import Function
 
 HALF = (torch.bfloat16, torch.float16)
-
-
-@functools.cache
-def _half_is_slow_on_cpu() -> bool:
-    return torch.backends.cpu.get_cpu_capability() in ("DEFAULT", "AVX2")
+HALF_IS_SLOW_ON_CPU = torch.backends.cpu.get_cpu_capability() in ("DEFAULT", "AVX2")
 
 
 def _widens(x: torch.Tensor) -> bool:
-    return x.device.type == "cpu" and x.dtype in HALF and _half_is_slow_on_cpu()
+    return x.device.type == "cpu" and x.dtype in HALF and HALF_IS_SLOW_ON_CPU
 
 
 def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:

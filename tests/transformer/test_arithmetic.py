@@ -11,7 +11,7 @@ from cogvideox.transformer import arithmetic
 
 @pytest.fixture(autouse=True)
 def as_on_an_old_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(arithmetic, "_half_is_slow_on_cpu", lambda: True)
+    monkeypatch.setattr(arithmetic, "HALF_IS_SLOW_ON_CPU", True)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
