@@ -1,0 +1,78 @@
+"""How fast are the transformer and a whole training step?
+
+    python tools/benchmark.py transformer --model medium --against diffusers --dtype fp32 bf16 --json out.json
+    python tools/benchmark.py step --model medium
+
+`transformer` times forward + backward, without recomputation unless --checkpointing is given; --against diffusers runs
+diffusers' class of the same size, with the same weights, in turns with ours. `step` runs train_video.py (all weights,
+bf16, ZeRO 2, recomputation on) on a synthetic clip and says how much of its time the phases do not account for.
+Medians of --runs, after a warm-up.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from cogvideox.errors import UserError  # noqa: E402
+from cogvideox.transformer.model import DTYPES  # noqa: E402
+from tools.benchmark_sizes import SIZES  # noqa: E402
+from tools.benchmark_step import benchmark_step  # noqa: E402
+from tools.benchmark_transformer import benchmark_transformer  # noqa: E402
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    """The command line; exits with status 2 where it is wrong."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    shared = argparse.ArgumentParser(add_help=False)
+    shared.add_argument("--model", choices=SIZES, default="medium")
+    shared.add_argument("--runs", type=int, default=5, help="timed runs of each, after a warm-up; at least 5")
+    shared.add_argument("--json", type=Path, metavar="FILE", help="write the results there, too")
+    transformer = commands.add_parser("transformer", parents=[shared], help="forward + backward of the transformer")
+    transformer.add_argument("--dtype", nargs="+", choices=DTYPES, default=["fp32"])
+    transformer.add_argument("--device", help="where torch should run it [a GPU if there is one]")
+    transformer.add_argument("--against", choices=["diffusers"], help="what to run in turns with ours")
+    transformer.add_argument("--positions", choices=["sincos", "rotary"], help="[what the model of that size has]")
+    transformer.add_argument("--checkpointing", action="store_true", help="recompute activations")
+    step = commands.add_parser("step", parents=[shared], help="a whole step of train_video.py")
+    step.add_argument("--dtype", nargs="+", choices=DTYPES, default=["bf16"])
+    step.add_argument("--device", choices=["cpu"], help="hide the GPUs from the run")
+    step.add_argument("--verbose", action="store_true", help="show the run's output")
+    args = parser.parse_args(arguments)
+    if args.runs < 5:
+        parser.error(f"--runs {args.runs}: medians need at least 5")
+    return args
+
+
+def machine() -> dict[str, Any]:
+    """What the numbers depend on."""
+    capability = torch.backends.cpu.get_cpu_capability()
+    return {"torch": torch.__version__, "threads": torch.get_num_threads(), "cpu_capability": capability}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one benchmark; the exit status is 0, or 2 for a mistake in what was given."""
+    args = parse(arguments)
+    try:
+        results = benchmark_transformer(args) if args.command == "transformer" else benchmark_step(args)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 2
+    if args.json is not None:
+        report = {"benchmark": args.command, "runs": args.runs, **machine(), "results": results}
+        args.json.parent.mkdir(parents=True, exist_ok=True)
+        args.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
