@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 import numpy as np
 from torch.utils.data import Dataset
 
+from cogvideox import parallel
 from cogvideox.data.checking import LISTED_FILES, LeftOut, answer_all, describe
 from cogvideox.data.folder import UnusableCaption, find_videos, read_caption
 from cogvideox.data.reading import UnreadableVideo, read_frames, usable_span
@@ -73,10 +74,11 @@ class SFTDataset(Dataset[dict[str, Any]]):
         self.skip_frms_num = int(skip_frms_num)
         self.max_pad_fraction = max_pad_fraction
         self.allow_missing_captions = allow_missing_captions
-        self.clips: list[Clip] = []
-        self.left_out: list[LeftOut] = []
+        self.clips: list[Clip]
+        self.left_out: list[LeftOut]
+        # One rank looks, so that all train on the same clips whatever a storage answers to the others.
+        self.clips, self.left_out = parallel.current().world.on_first(self._check_folder)
         self._failures: dict[int, LeftOut] = {}
-        self._check_folder()
 
     @classmethod
     def create_dataset_function(cls, path: str, args: Any, **kwargs: Any) -> SFTDataset:  # noqa: ARG003
@@ -120,7 +122,9 @@ class SFTDataset(Dataset[dict[str, Any]]):
             )
         return None
 
-    def _check_folder(self) -> None:
+    def _check_folder(self) -> tuple[list[Clip], list[LeftOut]]:
+        clips: list[Clip] = []
+        left_out: list[LeftOut] = []
         if not self.data_dir.is_dir():
             what = "is not a folder" if self.data_dir.exists() else "does not exist"
             raise UserError(f"the data folder {self.data_dir} {what} (args.train_data, args.valid_data): {_LAYOUT}")
@@ -129,20 +133,21 @@ class SFTDataset(Dataset[dict[str, Any]]):
             raise UserError(f"the data folder {self.data_dir} holds no .mp4 file (subfolders too): {_LAYOUT}")
         for answer in answer_all(self._check_clip, videos):
             if isinstance(answer, Clip):
-                self.clips.append(answer)
+                clips.append(answer)
             elif isinstance(answer, LeftOut):
-                self.left_out.append(answer)
+                left_out.append(answer)
             else:
-                self.left_out.append(LeftOut(answer.item, "not readable", "storage gave no answer in time"))
-        if not self.clips:
+                left_out.append(LeftOut(answer.item, "not readable", "storage gave no answer in time"))
+        if not clips:
             raise UserError(
-                f"no clip in {self.data_dir} can be used ({len(videos)} found): {describe(self.left_out)}\n{_REMEDIES}"
+                f"no clip in {self.data_dir} can be used ({len(videos)} found): {describe(left_out)}\n{_REMEDIES}"
             )
-        if self.left_out:
+        if left_out:
             _logger.warning(
                 "%s: %d of %d clips are used; left out: %s",
-                *(self.data_dir, len(self.clips), len(videos), describe(self.left_out)),
+                *(self.data_dir, len(clips), len(videos), describe(left_out)),
             )
+        return clips, left_out
 
     def _check_clip(self, video: Path) -> Clip | LeftOut:
         """Look at one video (relative to the data folder) and its caption, without decoding."""

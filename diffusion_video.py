@@ -125,7 +125,7 @@ class SATVideoDiffusionEngine(nn.Module):
         logger.info("training %s of %s parameters", f"{trainable:,}", f"{total:,}")
 
     def load_weights(self, weights: StartingWeights, allow_missing: bool) -> None:
-        """Load a checkpoint's transformer (and a text encoder that trains); a VAE or frozen T5 in it is passed over.
+        """Load a checkpoint's transformer; a VAE or T5 in it is passed over.
 
         Names may start with `model.diffusion_model.` as in SAT's files, be the transformer's own, or diffusers'.
 
@@ -162,9 +162,11 @@ class SATVideoDiffusionEngine(nn.Module):
         return batch[self.input_key].to(self.device, self.dtype)
 
     def encode_clips(self, clips: Tensor) -> Tensor:
-        """Clips (B,F,3,H,W) in [-1, 1] → scaled latents (B,T,C,h,w), drawn from the VAE's posterior."""
+        """Clips (B,F,3,H,W) in [-1, 1] → scaled latents (B,T,C,h,w), drawn from the VAE's posterior, alike in a model
+        parallel group.
+        """
         z = self.encode_first_stage(rearrange(clips, "b f c h w -> b c f h w"))
-        return rearrange(z, "b c t h w -> b t c h w")
+        return parallel.current().model.broadcast(rearrange(z, "b c t h w -> b t c h w").contiguous())
 
     def decode_clips(self, z: Tensor) -> Tensor:
         """Scaled latents (B,T,C,h,w) → clips (B,F,3,H,W), float32, about [-1, 1]."""

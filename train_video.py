@@ -207,10 +207,10 @@ def main(args_list: list[str] | None = None) -> int:
         train(args)
     except UserError as error:
         if distributed.first_to_say(str(error)):
-            print(error, file=sys.stderr)
+            print(error, file=sys.stderr, flush=True)
         return 2
-    finally:
-        distributed.shutdown()
+    # Only here: after a failure this would wait for ranks that are busy elsewhere.
+    distributed.shutdown()
     return 0
 
 

@@ -87,8 +87,8 @@ CUTS = (
     Cut(
         "car_closeup",
         "carphone_pristine.mp4",
-        84,
-        36,
+        80,
+        40,
         (20, 2, 130, 82),
         "Close-up of a man with short brown hair in a car, tilting his head and opening his mouth by a window.",
     ),

@@ -42,10 +42,10 @@ def save_checkpoint(
     )
     if engine.zero_optimization_partition_weights():
         _save_consolidated(engine, incomplete, state, adapters_only)
-    world.barrier()
+    current().host.barrier()
     if world.rank == 0:
         publish(incomplete, final)
-    world.barrier()
+    current().host.barrier()
     return final
 
 
@@ -65,6 +65,7 @@ def publish(incomplete: Path, final: Path) -> None:
             _sync(path)
     _sync(incomplete)
     replaced = final.with_name(f"{final.name}.replaced")
+    shutil.rmtree(replaced, ignore_errors=True)
     if final.exists():
         final.rename(replaced)
     incomplete.rename(final)

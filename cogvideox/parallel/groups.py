@@ -6,11 +6,16 @@ encodes one clip needs no `torch.distributed`. The entry point installs the real
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+
+from cogvideox.errors import UserError
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -34,6 +39,21 @@ class Group:
         box = [value]
         dist.broadcast_object_list(box, group_src=src, group=self.process_group)
         return box[0]
+
+    def on_first(self, function: Callable[[], T]) -> T:
+        """What `function` gives on the group's first rank, on every rank; its UserError is raised on all of them."""
+        if self.size == 1:
+            return function()
+        outcome: tuple[Any, str | None] = (None, None)
+        if self.rank == 0:
+            try:
+                outcome = (function(), None)
+            except UserError as error:
+                outcome = (None, str(error))
+        value, mistake = self.broadcast_object(outcome)
+        if mistake is not None:
+            raise UserError(mistake)
+        return value
 
     def gather_objects(self, value: Any) -> list[Any]:
         """Every rank's `value`, in rank order, on every rank."""
@@ -64,11 +84,15 @@ SINGLE = Group()
 
 @dataclass(frozen=True)
 class Groups:
-    """The three groups that a rank belongs to; world = data × model."""
+    """The groups that a rank belongs to; world = data × model.
+
+    `host` is the world again, over the CPU and patient: for waits that are longer than a GPU collective may take.
+    """
 
     world: Group = SINGLE
     data: Group = SINGLE
     model: Group = SINGLE
+    host: Group = SINGLE
 
 
 @dataclass

@@ -14,6 +14,7 @@ from cogvideox.platform.device import (
     profiler_range,
     record_event,
     reset_peak_memory,
+    restore_device_random_states,
     select_device,
     synchronize,
 )
@@ -32,6 +33,7 @@ __all__ = [
     "profiler_range",
     "record_event",
     "reset_peak_memory",
+    "restore_device_random_states",
     "select_device",
     "synchronize",
 ]

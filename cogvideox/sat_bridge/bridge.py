@@ -12,10 +12,10 @@ from contextlib import contextmanager
 from typing import Any
 
 from cogvideox.sat_bridge import importing  # noqa: F401  (makes `import sat` work)
-from cogvideox.sat_bridge.building import get_model, load_checkpoint, setup_model_untrainable_params_and_optimizer
+from cogvideox.sat_bridge.building import get_model, load_checkpoint
 from cogvideox.sat_bridge.learning_rate import get_learning_rate_scheduler
 from cogvideox.sat_bridge.run import Run
-from cogvideox.sat_bridge.run_folder import RunClock, make_run_folder, remove_if_empty
+from cogvideox.sat_bridge.run_folder import make_run_folder, remove_if_empty
 from cogvideox.sat_bridge.timers import Timers
 
 from sat.training import deepspeed_training  # isort: skip
@@ -28,9 +28,9 @@ def bent(args: argparse.Namespace) -> Iterator[Run]:
     Raises:
         UserError: the run's folder cannot be made.
     """
-    folder, suffix = make_run_folder(args)
+    folder = make_run_folder(args)
     run = Run(args, folder)
-    replacements = _replacements(run, suffix)
+    replacements = _replacements(run)
     before = {name: getattr(deepspeed_training, name) for name in replacements}
     run.sat_train = before["train"]
     for name, ours in replacements.items():
@@ -44,13 +44,12 @@ def bent(args: argparse.Namespace) -> Iterator[Run]:
         remove_if_empty(folder)
 
 
-def _replacements(run: Run, suffix: str) -> dict[str, Callable[..., Any]]:
+def _replacements(run: Run) -> dict[str, Callable[..., Any]]:
     return {
         # Synchronise the GPU at every start and stop; fail on a CPU. Until SAT times with events.
         "Timers": Timers,
-        # Names the run per rank, to the minute. Until SAT takes a name as it is.
-        "datetime": RunClock(suffix),  # type: ignore[dict-item]
         # Draw with replacement, ignore the seed, cannot resume on one process. Until SAT's loaders take a sampler.
+        # Ours also gives the run its name: SAT names it per rank, to the minute, before this and uses it after.
         "make_loaders": run.make_loaders,
         # Builds under deepspeed.zero.Init (fails at stage 3), reseeds to 1234. Until SAT builds plainly.
         "get_model": get_model,
@@ -59,7 +58,8 @@ def _replacements(run: Run, suffix: str) -> dict[str, Callable[..., Any]]:
         # Saves no optimizer, the frozen T5 and VAE, one rank's shard at stage 3. Until SAT uses DeepSpeed's saving.
         "save_checkpoint": run.save_checkpoint,
         # Lets DeepSpeed compile its own Adam; imports `sat.ops` optimizers, which need nvcc. Until neither does.
-        "setup_model_untrainable_params_and_optimizer": setup_model_untrainable_params_and_optimizer,
+        # Ours resumes too, once there is an engine to load into. Until SAT resumes.
+        "setup_model_untrainable_params_and_optimizer": run.setup,
         # Holds 5 % of lr for 100 iterations, divides by zero without warmup. Until SAT ramps.
         "get_learning_rate_scheduler": get_learning_rate_scheduler,
         # Seeds all ranks alike before training, collects garbage in the step. Until SAT seeds by rank.

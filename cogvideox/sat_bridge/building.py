@@ -55,12 +55,12 @@ def load_checkpoint(model: Any, args: argparse.Namespace) -> int:
         UserError: a file is missing, unreadable, or does not fit the model.
     """
     ranks = current().model
-    weights = read_starting_weights(args.load, ranks.rank, ranks.size)
-    if weights.base is not None:
-        base = read_starting_weights(weights.base, ranks.rank, ranks.size)
-        model.load_weights(base, allow_missing=False)
-    model.load_weights(weights, allow_missing=args.force_train or weights.base is not None)
-    return weights.iteration if args.mode == "pretrain" else 0
+    chain = [read_starting_weights(args.load, ranks.rank, ranks.size)]
+    while (base := chain[-1].base) is not None:
+        chain.append(read_starting_weights(base, ranks.rank, ranks.size))
+    for weights in reversed(chain):
+        model.load_weights(weights, allow_missing=args.force_train or weights.base is not None)
+    return chain[0].iteration if args.mode == "pretrain" else 0
 
 
 def setup_model_untrainable_params_and_optimizer(

@@ -18,8 +18,8 @@ from cogvideox.parallel import Group, Groups, install
 from cogvideox.platform import has_gpu, select_device
 from cogvideox.sat_bridge import importing
 
-# Rank 0 samples videos during an evaluation while the others wait for it in a collective.
-COLLECTIVE_TIMEOUT = timedelta(hours=2)
+# Rank 0 samples videos during an evaluation, or writes a large checkpoint, while the others wait for it.
+PATIENCE = timedelta(hours=4)
 FIRST_PORT, PORTS = 20000, 20000
 
 
@@ -39,11 +39,13 @@ def initialize(args: argparse.Namespace) -> Groups:
         _join_world(args)
     if not mpu.model_parallel_is_initialized():
         mpu.initialize_model_parallel(args.model_parallel_size)
-    _initialize_deepspeed(args.distributed_backend)
+    _initialize_deepspeed(args)
+    rank, size = dist.get_rank(), dist.get_world_size()
     groups = Groups(
-        world=Group(dist.get_rank(), dist.get_world_size(), dist.group.WORLD),
+        world=Group(rank, size, dist.group.WORLD),
         data=_group(mpu.get_data_parallel_group()),
         model=_group(mpu.get_model_parallel_group()),
+        host=Group(rank, size, dist.new_group(backend="gloo", timeout=PATIENCE) if size > 1 else None),
     )
     install(groups)
     seed_everything(args.seed)
@@ -62,7 +64,10 @@ def first_to_say(message: str) -> bool:
     if not dist.is_initialized():
         return os.environ.get("LOCAL_RANK", "0") == "0"
     store = dist.distributed_c10d._get_default_store()
-    return store.add(f"said-{zlib.crc32(message.encode())}", 1) == 1
+    try:
+        return store.add(f"said-{zlib.crc32(message.encode())}", 1) == 1
+    except dist.DistError:
+        return False  # the rank that keeps the store has spoken and gone
 
 
 def seed_everything(seed: int) -> None:
@@ -91,7 +96,7 @@ def _join_world(args: argparse.Namespace) -> None:
     os.environ.setdefault("MASTER_ADDR", _default_master_address(args.world_size))
     os.environ.setdefault("MASTER_PORT", str(_default_master_port()))
     try:
-        dist.init_process_group(**common, init_method="env://", timeout=COLLECTIVE_TIMEOUT)
+        dist.init_process_group(**common, init_method="env://")
     except (dist.DistNetworkError, dist.DistStoreError) as error:
         address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         raise UserError(
@@ -120,13 +125,13 @@ def _default_master_port() -> int:
     return 29500
 
 
-def _initialize_deepspeed(backend: str) -> None:
+def _initialize_deepspeed(args: argparse.Namespace) -> None:
     import deepspeed
     from deepspeed.ops import __compatible_ops__
 
     if not has_gpu():
         # Else DeepSpeed compiles a C++ shared-memory op for half a minute and needs a compiler for it.
         __compatible_ops__["deepspeed_shm_comm"] = False
-    os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed 0.19 asserts that it is there
-    deepspeed.init_distributed(dist_backend=backend, dist_init_required=False, verbose=False)
+    os.environ.setdefault("LOCAL_RANK", str(args.local_rank))  # DeepSpeed 0.19 asserts that it is there
+    deepspeed.init_distributed(dist_backend=args.distributed_backend, dist_init_required=False, verbose=False)
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)

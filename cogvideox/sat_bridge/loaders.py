@@ -63,12 +63,12 @@ class TrainLoader:
         self._epochs = args.epochs or 1
         self._loader = DataLoader(dataset, batch_sampler=batches, collate_fn=collate_fn, **_loading(args))
 
-    def start_at(self, iteration: int) -> None:
-        """Continue with the batches of `iteration` (an optimizer step, not a micro-batch)."""
-        self.batch_sampler.start_batch = iteration * self._accumulation
+    def start_at(self, iteration: int, skipped_batches: int = 0) -> None:
+        """Continue with the batches of `iteration` (an optimizer step); `skipped_batches` were drawn beside its own."""
+        self.batch_sampler.start_batch = iteration * self._accumulation + skipped_batches
 
     def __iter__(self) -> Iterator[Any]:
-        return iter(self._loader)
+        return as_told(iter(self._loader))
 
     def __len__(self) -> int:
         per_iteration = self.batch_sampler.batch_size * self.batch_sampler.group.size * self._accumulation
@@ -79,7 +79,7 @@ class EvaluationLoader:
     """Batches of an evaluation in the data set's order, dealt to the ranks; every iteration starts at its beginning.
 
     All ranks get equally many batches, since models are evaluated in step: a rank that has run out gets a sample that
-    others have too, and `weight` 0 for it. After each `next`, `weight` is how many samples of the batch count.
+    others have too, with weight 0.
     """
 
     def __init__(
@@ -95,7 +95,10 @@ class EvaluationLoader:
             collate_fn=collate_fn,
             **_loading(args),
         )
-        self.weight = 0
+
+    def weight_of(self, number: int) -> int:
+        """How many samples of batch `number` count."""
+        return self.batches[number][1]
 
     def _batch(self, number: int, samples: int) -> tuple[list[int], int]:
         first = (number * self.group.size + self.group.rank) * self.batch_size
@@ -106,9 +109,15 @@ class EvaluationLoader:
         return len(self.batches)
 
     def __iter__(self) -> Iterator[Any]:
-        for batch, (_, weight) in zip(self._loader, self.batches, strict=True):
-            self.weight = weight
-            yield batch
+        return as_told(iter(self._loader))
+
+
+def as_told(batches: Iterator[Any]) -> Iterator[Any]:
+    """The batches; a UserError of a worker process as it was raised there, not wrapped in a traceback's text."""
+    try:
+        yield from batches
+    except UserError as error:
+        raise UserError(str(error).rpartition(f"{UserError.__name__}: ")[2].rstrip()) from None
 
 
 def make_loaders(

@@ -58,10 +58,10 @@ class Reporter:
         """Log the interval that ends with iteration `step`: `seconds` is training time per iteration, `data_wait` the
         whole interval's wait.
         """
-        iterations = self.args.log_interval
+        iterations = max(1, recorder.micro_batches // self.args.gradient_accumulation_steps)
         flops = self._forward_flops()
         self._throughput.add(
-            wall_s=seconds * iterations,
+            wall_s=seconds * self.args.log_interval,
             samples=recorder.samples,
             tokens=recorder.samples * (self._model.text_tokens + self._model.video_tokens),
             data_wait_s=data_wait,

@@ -12,10 +12,11 @@ from typing import Any
 
 import torch
 
+from cogvideox.checkpoint.resuming import resume_engine
 from cogvideox.checkpoint.saving import save_checkpoint
 from cogvideox.parallel import current
 from cogvideox.platform import reset_peak_memory
-from cogvideox.sat_bridge import loaders, training
+from cogvideox.sat_bridge import building, loaders, training
 from cogvideox.sat_bridge.recorder import Recorder
 from cogvideox.sat_bridge.reporting import Reporter
 from cogvideox.sat_bridge.timers import Timers
@@ -37,20 +38,36 @@ class Run:
         self.sat_train: Callable[..., Any]
         self._timers: Timers | None = None
         self._saved_at = -1
+        self._random_state: dict[str, Any] | None = None
 
     def make_loaders(self, args: argparse.Namespace, create: Any, collate_fn: Any = None) -> tuple[Any, Any, Any]:
-        """As `loaders.make_loaders`; remembers what it made."""
+        """As `loaders.make_loaders`; remembers what it made, and tells SAT the run's name."""
+        args.experiment_name = self.folder.name
         self.train_data, self.valid_data, self.test_data = loaders.make_loaders(args, create, collate_fn)
         return self.train_data, self.valid_data, self.test_data
+
+    def setup(self, args: argparse.Namespace, model: Any) -> tuple[Any, Any]:
+        """An engine and its optimizer, from the checkpoint to resume where there is one."""
+        engine, optimizer = building.setup_model_untrainable_params_and_optimizer(args, model)
+        if args.resume:
+            state = resume_engine(engine, Path(args.resume))
+            args.iteration = self._saved_at = state["iteration"]
+            self.recorder.skipped_batches = state["skipped_batches"]
+            self._random_state = state["random_states"][current().world.rank]
+            self.reporter.say(f"resuming {args.resume} at iteration {args.iteration}")
+        return engine, optimizer
 
     def train(self, engine: Any, optimizer: Any, lr_scheduler: Any, *args: Any, **kwargs: Any) -> tuple[int, int]:
         """SAT's `train`, with each rank's own draws; `--exit-interval` ends it like its last iteration."""
         reset_peak_memory()
         self.reporter.describe_model(engine.module)
-        with training.prepared_for_training(self.args, self.train_data):
+        skipped = self.recorder.skipped_batches
+        with training.prepared_for_training(self.args, self.train_data, skipped, self._random_state):
             try:
                 return self.sat_train(engine, optimizer, lr_scheduler, *args, **kwargs)
             except SystemExit:
+                if not self.args.exit_interval or self.args.iteration % self.args.exit_interval:
+                    raise
                 return self.args.iteration, 0
 
     def train_step(
@@ -81,7 +98,7 @@ class Run:
     ) -> None:
         """One log line, one line of metrics.jsonl, one set of TensorBoard and wandb values."""
         data_wait = self._timers("data loader").elapsed() if self._timers is not None else 0.0
-        loss_scale = float(optimizer.cur_scale) if self.args.fp16 else None
+        loss_scale = float(optimizer.loss_scale) if self.args.fp16 else None
         self.reporter.iteration(
             step, total, self.recorder, seconds=elapsed_ms / 1000, data_wait=data_wait, loss_scale=loss_scale
         )
@@ -122,6 +139,7 @@ class Run:
         state = {
             "client_lr_scheduler": lr_scheduler.state_dict(),
             "seed": args.seed,
+            "skipped_batches": self.recorder.skipped_batches,
             "data_parallel_size": current().data.size,
             "adapters_only": adapters_only,
             "base_weights": str(Path(args.load).resolve()) if args.load else None,

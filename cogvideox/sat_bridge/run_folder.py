@@ -7,6 +7,7 @@ one minute overwrite each other.
 from __future__ import annotations
 
 import argparse
+import glob
 import os
 from datetime import datetime
 from pathlib import Path
@@ -18,50 +19,48 @@ DEFAULT_SAVE = "runs"
 TIME_FORMAT = "%m-%d-%H-%M"
 
 
-class RunClock:
-    """Stands where SAT looks for `datetime`: the run's name always gets the suffix agreed on."""
+def make_run_folder(args: argparse.Namespace) -> Path:
+    """The run's folder, the same on every rank: a new `<save>/<experiment_name>-MM-DD-HH-MM[-k]`, or the resumed one.
 
-    def __init__(self, suffix: str) -> None:
-        self._suffix = suffix
-
-    def now(self) -> RunClock:
-        """This clock, whose `strftime` is what SAT calls next."""
-        return self
-
-    def strftime(self, time_format: str) -> str:
-        """The agreed suffix for the run's name, the real time for everything else."""
-        return self._suffix if time_format == TIME_FORMAT else datetime.now().strftime(time_format)
-
-
-def make_run_folder(args: argparse.Namespace) -> tuple[Path, str]:
-    """Make `<save>/<experiment_name>-MM-DD-HH-MM[-k]` on rank 0 and return it with the suffix, on every rank.
-
-    In `pretrain` mode with `load`, SAT continues under the loaded folder's name, which may be there already.
+    In `pretrain` mode with `load`, SAT continues under the loaded folder's name, which may be there already. Sets
+    `args.resume` to the folder to resume from, or None where `auto` finds none.
 
     Raises:
-        UserError: the folder cannot be made.
+        UserError: the folder cannot be made, or there is nothing to resume in it.
     """
     args.save = args.save or DEFAULT_SAVE
-    continued = args.load and args.mode == "pretrain"
-    result: tuple[str, str] | str = ("", "")
-    if current().world.rank == 0:
-        try:
-            if continued:
-                folder = Path(args.save) / os.path.basename(os.path.normpath(args.load))
-                folder.mkdir(parents=True, exist_ok=True)
-                result = (str(folder), "")
-            else:
-                result = _make_new(Path(args.save), args.experiment_name)
-        except OSError as error:
-            result = f"cannot make a run's folder in save {args.save!r}: {error.strerror} (args.save, --save)"
-    result = current().world.broadcast_object(result)
-    if isinstance(result, str):
-        raise UserError(result)
-    folder_name, suffix = result
-    return Path(folder_name), suffix
+    folder, args.resume = current().world.on_first(lambda: _choose(args))
+    args.save = str(folder.parent)
+    return folder
 
 
-def _make_new(save: Path, name: str) -> tuple[str, str]:
+def _choose(args: argparse.Namespace) -> tuple[Path, str | None]:
+    save = Path(args.save)
+    resumed = newest_run(save, args.experiment_name) if args.resume == "auto" else args.resume and Path(args.resume)
+    if resumed:
+        if not (resumed / "latest").is_file():
+            raise UserError(f"{resumed} holds no checkpoint to resume: there is no file `latest` in it (--resume)")
+        return resumed.resolve(), str(resumed.resolve())
+    try:
+        if args.load and args.mode == "pretrain":
+            folder = save / os.path.basename(os.path.normpath(args.load))
+            folder.mkdir(parents=True, exist_ok=True)
+            return folder, None
+        return _make_new(save, args.experiment_name), None
+    except OSError as error:
+        raise UserError(
+            f"cannot make a run's folder in save {args.save!r}: {error.strerror} (args.save, --save)"
+        ) from error
+
+
+def newest_run(save: Path, experiment_name: str) -> Path | None:
+    """The run of this name in `save` whose checkpoint is the newest, if there is any."""
+    pointers = [path / "latest" for path in save.glob(f"{glob.escape(experiment_name)}-*")] if save.is_dir() else []
+    pointers = [path for path in pointers if path.is_file()]
+    return max(pointers, key=lambda path: path.stat().st_mtime).parent if pointers else None
+
+
+def _make_new(save: Path, name: str) -> Path:
     save.mkdir(parents=True, exist_ok=True)
     time = datetime.now().strftime(TIME_FORMAT)
     for attempt in range(1, 1000):
@@ -71,7 +70,7 @@ def _make_new(save: Path, name: str) -> tuple[str, str]:
             folder.mkdir()
         except FileExistsError:
             continue
-        return str(folder), suffix
+        return folder
     raise UserError(f"a thousand runs named {name}-{time} in {save}: choose another experiment_name")
 
 

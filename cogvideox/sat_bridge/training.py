@@ -18,6 +18,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from cogvideox.checkpoint.resuming import restore_random_state
+from cogvideox.errors import UserError
 from cogvideox.parallel import current
 from cogvideox.platform import current_device
 from cogvideox.sat_bridge.distributed import seed_everything, seed_of_draws
@@ -32,7 +34,7 @@ Step = Callable[..., tuple[torch.Tensor, dict[str, torch.Tensor]]]
 MAX_BAD_BATCHES = 50
 
 
-class NonFiniteLoss(RuntimeError):
+class NonFiniteLoss(UserError):
     """The loss was NaN or infinite for `MAX_BAD_BATCHES` batches in a row."""
 
 
@@ -58,12 +60,17 @@ def train_step(
     losses: list[torch.Tensor] = []
     bad_batches = 0
     while True:
+        if engine.zero_optimization_partition_weights():
+            # Else stage 3 overwrites the gradients of earlier micro-batches: DeepSpeed 0.19 counts micro-batches in its
+            # own `forward`, which SAT's `shared_step` passes by. To go when either changes.
+            engine.optimizer.clear_backward_seen_flag()
         loss, metrics = forward_step(data_iterator, engine, args, timers)
         reduced, finite = _reduce(loss, metrics)
         if not finite:
             bad_batches += 1
             recorder.skipped_batches += 1
-            logger.warning("iteration %d: the loss is not finite; batch dropped on all ranks", args.iteration + 1)
+            if current().world.rank == 0:
+                logger.warning("iteration %d: the loss is not finite; batch dropped on all ranks", args.iteration + 1)
             if bad_batches >= MAX_BAD_BATCHES:
                 raise NonFiniteLoss(
                     f"the loss was not finite for {bad_batches} batches in a row at iteration {args.iteration + 1}: "
@@ -106,13 +113,17 @@ def _gradient_norm_before_step(engine: Any) -> torch.Tensor | None:
 
 
 @contextmanager
-def prepared_for_training(args: argparse.Namespace, train_data: Any) -> Iterator[None]:
-    """What holds around SAT's `train`: each rank's own draws, the loader's place, no collector in the step.
+def prepared_for_training(
+    args: argparse.Namespace, train_data: Any, skipped_batches: int, random_state: dict[str, Any] | None
+) -> Iterator[None]:
+    """What holds around SAT's `train`: each rank's own draws (or those to resume), the loader's place, no collector.
 
     Collecting cost the reference 0.35 s at every step; what setup left behind is frozen once instead.
     """
     seed_everything(seed_of_draws(args.seed, current().data.rank))
-    train_data.start_at(args.iteration)
+    if random_state is not None:
+        restore_random_state(random_state)
+    train_data.start_at(args.iteration, skipped_batches)
     gc.collect()
     gc.freeze()
     try:
@@ -153,10 +164,11 @@ def evaluate(
             args.eval_batch = number
             loss, metrics = forward_step(iterator, engine, args, timers)
             for name, value in {"loss": loss, **metrics}.items():
-                total = value.detach().double().cpu() * loader.weight
+                total = value.detach().double().cpu() * loader.weight_of(number)
                 totals[name] = totals.get(name, torch.zeros((), dtype=torch.float64)) + total
-            counted += loader.weight
+            counted += loader.weight_of(number)
     engine.train()
+    current().host.barrier()  # data parallel rank 0 may have sampled for longer than a GPU collective waits
     return _mean_over_ranks(totals, counted)
 
 

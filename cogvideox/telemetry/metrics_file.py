@@ -7,6 +7,7 @@ import logging
 import math
 import os
 from collections.abc import Mapping
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -36,12 +37,23 @@ def encode_line(values: Mapping[str, Value]) -> bytes:
 
 
 class MetricsFile:
-    """Appends to `path`; each line reaches the operating system before `write` returns. Raises OSError."""
+    """Appends to `path`; each line reaches the operating system before `write` returns. Raises OSError.
+
+    The file is made at the first line, so that a run that never started leaves none.
+    """
 
     def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._end = _drop_torn_end(path)
-        self._file = path.open("ab", buffering=0)
+        self._path = path
+        self._opened: FileIO | None = None
+        self._end = 0
+
+    @property
+    def _file(self) -> FileIO:
+        if self._opened is None:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._end = _drop_torn_end(self._path)
+            self._opened = FileIO(self._path, "a")
+        return self._opened
 
     def write(self, values: Mapping[str, Value]) -> None:
         """Append one object: the whole line, or (on a full disk) nothing and an OSError."""
@@ -58,7 +70,8 @@ class MetricsFile:
 
     def close(self) -> None:
         """Close the file; further writes are our mistake."""
-        self._file.close()
+        if self._opened is not None:
+            self._opened.close()
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -107,7 +107,7 @@ def environment(ranks: int = 1) -> dict[str, str]:
     """This process's environment without a launcher's variables, one thread a rank."""
     drop = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
     kept = {name: value for name, value in os.environ.items() if name not in drop}
-    kept |= {"OMP_NUM_THREADS": "1"}
+    kept |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     if ranks == 1:
         kept |= {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
     return kept

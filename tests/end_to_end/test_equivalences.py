@@ -36,10 +36,12 @@ def test_with_lora_only_adapters_change_and_the_checkpoint_is_theirs_alone(tmp_p
     assert adapters and all(".matrix_A." in name or ".matrix_B." in name for name in adapters)
     assert any(tensor.abs().max() > 0 for name, tensor in adapters.items() if ".matrix_B." in name)
 
-    # The same run with all weights saved: what is not an adapter is the base's, bit by bit.
-    whole = checked(train(tmp_path / "whole", {"args": {"train_iters": 5}}, LORA, flags=("--seed", "9")))
-    fresh = checked(train(tmp_path / "fresh", {"args": {"train_iters": 1}}, LORA, flags=("--seed", "9")))
-    after, before = module_of(whole, 5), module_of(fresh, 1)
+
+def test_with_lora_every_other_parameter_is_bit_equal_after_training(tmp_path: Path) -> None:
+    gates = {"adaln_layer_config": {"target": "tests.end_to_end.open_gates.OpenAdaLN"}}
+    opened = {"model": {"network_config": {"params": {"modules": gates}}}, "args": {"save_interval": 1}}
+    run = checked(train(tmp_path, FEW, LORA, opened, flags=("--allow-target", "tests")))
+    after, before = module_of(run, 6), module_of(run, 1)
     frozen = [name for name in after if ".matrix_" not in name]
     assert len(frozen) > 20 and all(torch.equal(after[name], before[name]) for name in frozen)
     assert any(not torch.equal(after[name], before[name]) for name in after if ".matrix_B." in name)
@@ -55,6 +57,62 @@ def test_a_finetune_starts_from_the_loaded_weights(tmp_path: Path) -> None:
 
 def _rate(lr: float) -> dict:
     return {"optimizer": {"params": {"lr": lr, "weight_decay": 0.0}}}
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_two_micro_batches_of_one_equal_a_batch_of_two(tmp_path: Path, stage: int) -> None:
+    """Truth: identity. Every draw is a function of the sample (see `fixed_draws`), so that only the cut differs."""
+    zero = {"zero_optimization": {"stage": stage, "stage3_param_persistence_threshold": 0}}
+    losses = {}
+    for name, micro, accumulation in (("batch", 2, 1), ("micro", 1, 2)):
+        sizes = {"train_micro_batch_size_per_gpu": micro, "gradient_accumulation_steps": accumulation}
+        target = {"model": {"loss_fn_config": {"target": "tests.end_to_end.fixed_draws.FixedDrawLoss"}}}
+        flags = ("--allow-target", "tests")
+        losses[name] = checked(train(tmp_path / name, FEW, target, {"deepspeed": sizes | zero}, flags=flags)).losses
+    assert losses["micro"] == pytest.approx(losses["batch"], rel=1e-5)
+
+
+def test_recomputed_activations_change_nothing(tmp_path: Path) -> None:
+    """Truth: identity, at ZeRO 2 and 3, full and LoRA: the path that every large model takes."""
+    for stage, kind in ((2, {}), (3, LORA)):
+        zero = {"deepspeed": {"zero_optimization": {"stage": stage, "stage3_param_persistence_threshold": 0}}}
+        recompute = {"model": {"network_config": {"params": {"transformer_args": {"checkpoint_activations": True}}}}}
+        kept = checked(train(tmp_path / f"kept-{stage}", FEW, kind, zero))
+        again = checked(train(tmp_path / f"again-{stage}", FEW, kind, zero, recompute))
+        assert again.losses == kept.losses
+
+
+@pytest.mark.parametrize(
+    ("stage", "kind", "ranks"), [(0, "full", 1), (1, "lora", 1), (2, "full", 2), (3, "lora", 2), (3, "full", 1)]
+)
+def test_a_resumed_run_goes_on_as_if_it_had_not_stopped(tmp_path: Path, stage: int, kind: str, ranks: int) -> None:
+    """Truth: identity. Losses and final weights are bit-equal; the samples go on where they were, accumulation too."""
+    zero = {"stage": stage, "stage3_param_persistence_threshold": 0}
+    half = {"args": {"save_interval": 3, "eval_interval": 3, "eval_batch_size": 1, "lr_decay_iters": 6}}
+    deepspeed = {"deepspeed": {"zero_optimization": zero, "gradient_accumulation_steps": 2}}
+    changes = (FEW, half, deepspeed, LORA if kind == "lora" else {}, {"deepspeed": {"optimizer": {"type": "EmaAdamW"}}})
+    whole = checked(train(tmp_path / "whole", *changes, ranks=ranks, flags=("--seed", "8")))
+    stopped = checked(train(tmp_path / "parts", *changes, ranks=ranks, flags=("--seed", "8", "--train-iters", "3")))
+    assert len(stopped.losses) == 3
+    flags = ("--seed", "8", "--resume", str(stopped.folder))
+    resumed = checked(train(tmp_path / "parts", *changes, ranks=ranks, flags=flags))
+    assert resumed.losses == whole.losses
+    after, expected = module_of(resumed, 6), module_of(whole, 6)
+    assert after.keys() == expected.keys() and all(torch.equal(after[name], expected[name]) for name in after)
+
+
+def test_resuming_on_another_number_of_ranks_is_one_error(tmp_path: Path) -> None:
+    one = checked(train(tmp_path, {"args": {"train_iters": 1}}))
+    two = train(tmp_path, ranks=2, flags=("--resume", str(one.folder)))
+    assert two.status != 0 and two.output.count("was saved by 1 ranks and this run has 2") == 1
+
+
+def test_adapters_on_adapters_load_their_base_too(tmp_path: Path) -> None:
+    first = checked(train(tmp_path / "base", {"args": {"train_iters": 1}}))
+    for name in ("second", "third"):
+        load = {"args": {"load": str(first.folder), "mode": "finetune", "train_iters": 1}}
+        first = checked(train(tmp_path / name, load, LORA))
+    assert all(".matrix_" in name for name in module_of(first, 1))
 
 
 def test_the_same_seed_gives_the_same_run_and_another_seed_another(tmp_path: Path) -> None:

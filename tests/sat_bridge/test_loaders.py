@@ -117,12 +117,26 @@ def test_evaluation_counts_every_sample_once_and_ranks_have_equally_many_batches
     assert len({len(loader) for loader in dealt}) == 1
     counted: Counter[int] = Counter()
     for loader in dealt:
-        for values in loader:
-            counted.update(values.tolist()[: loader.weight])
-            assert loader.weight in (0, len(values))
+        for number, values in enumerate(loader):
+            counted.update(values.tolist()[: loader.weight_of(number)])
+            assert loader.weight_of(number) in (0, len(values))
     assert counted == Counter(range(samples))
 
 
 def test_every_evaluation_starts_at_the_beginning() -> None:
     loader = EvaluationLoader(Numbers(5), 2, Group(), arguments(), None)
     assert [next(iter(loader)).tolist() for _ in range(2)] == [[0, 1], [0, 1]]
+
+
+class Failing(Numbers):
+    def __getitem__(self, index: int) -> int:
+        raise UserError("more than half of the clips\ndo not decode")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_mistake_that_a_worker_finds_is_told_without_its_traceback(workers: int) -> None:
+    train, _, _ = loaders.make_loaders(arguments(num_workers=workers), lambda *_: Failing(4))
+    assert train is not None
+    with pytest.raises(UserError) as caught:
+        next(iter(train))
+    assert str(caught.value) == "more than half of the clips\ndo not decode"

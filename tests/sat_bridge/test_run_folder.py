@@ -1,35 +1,54 @@
-"""Truths: a run's folder is new, SAT gets the same name, mistakes are named, a failed start leaves nothing."""
+"""Truths: a run's folder is new or the resumed one, mistakes are named, a failed start leaves nothing."""
 
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 
 import pytest
 
 from cogvideox.errors import UserError
-from cogvideox.sat_bridge.run_folder import RunClock, make_run_folder, remove_if_empty
+from cogvideox.sat_bridge.run_folder import make_run_folder, remove_if_empty
 
 
 def arguments(save: Path, **changes: object) -> argparse.Namespace:
-    values = {"save": str(save), "experiment_name": "trial", "load": None, "mode": "finetune"}
+    values = {"save": str(save), "experiment_name": "trial", "load": None, "mode": "finetune", "resume": None}
     return argparse.Namespace(**(values | changes))
 
 
-def test_two_runs_in_one_minute_get_two_folders_and_sat_composes_the_same_names(tmp_path: Path) -> None:
+def test_two_runs_in_one_minute_get_two_folders(tmp_path: Path) -> None:
     made = [make_run_folder(arguments(tmp_path)) for _ in range(3)]
-    assert len({folder for folder, _ in made}) == 3
-    for folder, suffix in made:
-        assert folder == tmp_path / f"trial-{RunClock(suffix).now().strftime('%m-%d-%H-%M')}"
-
-
-def test_other_formats_of_the_clock_give_the_time() -> None:
-    assert RunClock("x").now().strftime("%Y").isdigit()
+    assert len(set(made)) == 3 and all(folder.name.startswith("trial-") for folder in made)
 
 
 def test_pretraining_goes_on_under_the_loaded_name(tmp_path: Path) -> None:
-    folder, _ = make_run_folder(arguments(tmp_path, load=str(tmp_path / "earlier/"), mode="pretrain"))
+    folder = make_run_folder(arguments(tmp_path, load=str(tmp_path / "earlier/"), mode="pretrain"))
     assert folder == tmp_path / "earlier"
+
+
+def test_a_run_is_resumed_in_its_own_folder_wherever_it_is(tmp_path: Path) -> None:
+    other = tmp_path / "elsewhere" / "renamed"
+    other.mkdir(parents=True)
+    (other / "latest").write_text("3")
+    args = arguments(tmp_path / "save", resume=str(other))
+    assert make_run_folder(args) == other and (args.save, args.resume) == (str(other.parent), str(other))
+
+
+def test_auto_takes_the_newest_checkpoint_of_this_experiment_or_starts_afresh(tmp_path: Path) -> None:
+    for age, name in enumerate(("trial-01", "trial-02", "other-03", "trial-04")):
+        (tmp_path / name).mkdir()
+        if name != "trial-04":  # never saved
+            (tmp_path / name / "latest").write_text("3")
+            os.utime(tmp_path / name / "latest", (1000 - age, 1000 - age))
+    assert make_run_folder(arguments(tmp_path, resume="auto")) == tmp_path / "trial-01"
+    fresh = arguments(tmp_path / "empty", resume="auto")
+    assert make_run_folder(fresh).parent == tmp_path / "empty" and fresh.resume is None
+
+
+def test_nothing_to_resume_is_one_error(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--resume"):
+        make_run_folder(arguments(tmp_path, resume=str(tmp_path / "nowhere")))
 
 
 def test_a_save_path_that_is_a_file_is_one_error(tmp_path: Path) -> None:

@@ -35,6 +35,9 @@ class FakeEngine:
     def zero_optimization(self) -> bool:
         return True
 
+    def zero_optimization_partition_weights(self) -> bool:
+        return False
+
     def get_global_grad_norm(self) -> float:
         return 2.0
 
