@@ -17,7 +17,7 @@ from typing import Any
 from cogvideox.config.command_line import CommandLine, parse_command_line
 from cogvideox.config.explain import explain
 from cogvideox.config.fitting import fit
-from cogvideox.config.flags import FLAGS, YAML_KEYS
+from cogvideox.config.flags import FLAGS, INERT_FLAGS, YAML_KEYS
 from cogvideox.config.load import load_settings, resolve_interpolations
 from cogvideox.config.preflight import check_paths, check_sizes, check_world
 from cogvideox.config.reconcile import check_batch, reconcile
@@ -27,8 +27,8 @@ from cogvideox.config.targets import allowed_modules
 from cogvideox.config.validate import Validator
 
 DEFAULT_TRAIN_ITERS = 10_000
-# Of one process or one machine: not part of the merged config that a run writes down.
-PROCESS_KEYS = ("device", "distributed_backend")
+# Of one process or one machine, or without effect: not part of the merged config that a run writes down.
+UNWRITTEN_KEYS = {"device", "distributed_backend", "resume", *INERT_FLAGS}
 
 
 def get_args(args_list: Sequence[str] | None = None) -> argparse.Namespace:
@@ -54,10 +54,11 @@ def get_args(args_list: Sequence[str] | None = None) -> argparse.Namespace:
     told = {problem.key for problem in problems if problem.key}
     problems += [problem for problem in found if problem.key not in told]
     args = argparse.Namespace(**ranks)
-    if not problems or settings.get("args.fp16") is True:
+    if not problems or _asks_for_gpu(settings):
         _add_device(args, settings, problems)
     raise_if_any(problems)
     notes += [f"{key} has no effect ({reason}); ignored" for key, reason in validator.notes.items()]
+    notes += _given_in_vain(settings, line)
     _fill(args, settings, line, validator.data_params)
     args.config_notes = notes
     return args
@@ -143,6 +144,23 @@ def _check_lengths(settings: Settings) -> list[Problem]:
     return problems
 
 
+def _given_in_vain(settings: Settings, line: CommandLine) -> list[str]:
+    """A note for each flag that was given although nothing reads it."""
+    sources = {key: line.sources.get(key) or settings.source(f"args.{key}") for key in INERT_FLAGS}
+    given = [key for key in INERT_FLAGS if key in line.values or settings.is_given(f"args.{key}")]
+    return [f"args.{key} ({sources[key]}) has no effect ({INERT_FLAGS[key]}); ignored" for key in given]
+
+
+def _asks_for_gpu(settings: Settings) -> bool:
+    """Whether something is on that a CPU has to refuse: worth importing torch for beside other problems."""
+    return settings.get("args.fp16") is True or _asks_for_profiler(settings)
+
+
+def _asks_for_profiler(settings: Settings) -> bool:
+    profiling = settings.get("args.profiling")
+    return isinstance(profiling, int) and profiling >= 0
+
+
 def _add_device(args: argparse.Namespace, settings: Settings, problems: list[Problem]) -> None:
     """`args.device` (a GPU's index or "cpu") and the backend, as SAT wants them."""
     from cogvideox.platform import device_count, distributed_backend
@@ -164,6 +182,10 @@ def _add_device(args: argparse.Namespace, settings: Settings, problems: list[Pro
         where = settings.source("args.fp16")
         remedy = "use bf16 (`--bf16`) or float32 (`--fp16 false`), or a machine with a GPU"
         problems.append(Problem(where, "args.fp16", "float16 needs a GPU, and there is none here", remedy))
+    if not gpus and _asks_for_profiler(settings):
+        where = settings.source("args.profiling")
+        remedy = "leave it out; `--profile-phases` times the phases of a step on any device"
+        problems.append(Problem(where, "args.profiling", "CUDA's profiler needs a GPU, and there is none here", remedy))
     if not gpus and args.distributed_backend == "nccl":
         where = settings.source("args.distributed_backend")
         problems.append(
@@ -180,7 +202,8 @@ def _fill(args: argparse.Namespace, settings: Settings, line: CommandLine, data_
     if values["iterable_dataset_eval"] == "":
         values["iterable_dataset_eval"] = values["iterable_dataset"]
     values["summary_dir"] = values["summary_dir"] or values["save"] or ""
-    for key in values.keys() - set(PROCESS_KEYS):
+    values["resume_dataloader"] = False  # SAT would look for its own sampler in our loaders
+    for key in values.keys() - {"device", "distributed_backend"}:
         setattr(args, key, values[key])
     for key, flag in FLAGS.items():
         if flag.only_flag and key != "local_rank":
@@ -194,5 +217,5 @@ def _fill(args: argparse.Namespace, settings: Settings, line: CommandLine, data_
         args.data_config["params"] = data_params
     args.merged_config = {
         **{name: section for name, section in settings.tree.items() if name != "args"},
-        "args": {key: value for key, value in settings.tree["args"].items() if key not in PROCESS_KEYS},
+        "args": {key: value for key, value in settings.tree["args"].items() if key not in UNWRITTEN_KEYS},
     }

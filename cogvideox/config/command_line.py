@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NoReturn
 
 from cogvideox.config.fitting import Misfit, fit
-from cogvideox.config.flags import FLAGS, GROUPS, YAML_KEYS, Flag
+from cogvideox.config.flags import FLAGS, GROUPS, INERT_FLAGS, YAML_KEYS, Flag
 from cogvideox.config.nearest import did_you_mean
 from cogvideox.config.report import Problem
 from cogvideox.config.sections import SECTIONS
@@ -113,7 +113,8 @@ def _shape(flag: Flag) -> dict[str, Any]:
 
 def _help(flag: Flag) -> str:
     default = "" if flag.default in (None, "", [], False) else f" [{flag.default}]"
-    return (flag.help + default).replace("%", "%%")
+    effect = f" (no effect: {INERT_FLAGS[flag.key]})" if flag.key in INERT_FLAGS else ""
+    return (flag.help + effect + default).replace("%", "%%")
 
 
 def _from_text(text: Any, annotation: Any) -> Any:

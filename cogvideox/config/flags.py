@@ -1,6 +1,6 @@
 """Every flag of the entry point, as a table: name, type, default, help. YAML's `args:` keys are these names.
 
-The groups up to "data" are SAT's and the reference's; a test holds the names and defaults against SAT 0.4.12.
+The groups up to "sampling" are SAT's and the reference's; a test holds the names and defaults against SAT 0.4.12.
 """
 
 from __future__ import annotations
@@ -64,13 +64,14 @@ _TRAIN = [
          "--load; finetune: weights from --load, iteration 0; inference: no training"),
     Flag("seed", int, 1234, "seed of everything random, the same on all ranks", 1),
     Flag("zero-stage", Literal[0, 1, 2, 3], 0, "DeepSpeed ZeRO stage: what the ranks share out instead of copying"),
-    Flag("checkpoint-activations", bool, False, "recompute activations in the backward pass to save memory"),
+    Flag("checkpoint-activations", bool, False, "recompute activations in the backward pass to save memory; a file's "
+         "transformer_args win over its args"),
     Flag("checkpoint-num-layers", int, 1, "layers between two kept activations", 1),
     Flag("checkpoint-skip-layers", int, 0, "last layers that keep their activations", 0),
     Flag("fp16", bool, False, "train in float16 with loss scaling (GPU only)"),
     Flag("bf16", bool, False, "train in bfloat16"),
     Flag("gradient-accumulation-steps", int, 1, "micro-steps per optimizer step", 1),
-    Flag("profiling", int, -1, "iterations before the profiler starts; -1: no profiling"),
+    Flag("profiling", int, -1, "iterations before CUDA's profiler starts (GPU only); -1: no profiling", -1),
     Flag("epochs", int | None, None, "passes over the training data, instead of --train-iters", 1),
     Flag("log-interval", int, 50, "iterations between two log lines", 1),
     Flag("summary-dir", str, "", "folder of the logs; the run's folder if empty"),
@@ -104,9 +105,7 @@ _EVALUATION = [
 _DATA = [
     Flag("train-data", list[str] | None, None, "folders of clips: DIR/videos/NAME.mp4 with DIR/labels/NAME.txt"),
     Flag("train-data-weights", list[int] | None, None, "how often to draw from each folder, relative to the others"),
-    Flag(
-        "iterable-dataset", bool | Literal["custom"], False, "the data set is a stream; custom: it makes batches itself"
-    ),
+    Flag("iterable-dataset", bool | Literal["custom"], False, "the data set is a stream: not in this version"),
     Flag("iterable-dataset-eval", EvalIterable, "", "the same for evaluation; as --iterable-dataset if not given"),
     Flag("batch-from-same-dataset", bool, False, "all clips of a batch come from one folder"),
     Flag("valid-data", list[str] | None, None, "folders of clips for evaluation"),
@@ -118,18 +117,18 @@ _DATA = [
 ]
 
 _DEEPSPEED = [
-    Flag("deepspeed", bool, False, "accepted for launchers: training always runs under DeepSpeed", only_flag=True),
+    Flag("deepspeed", bool, False, "train under DeepSpeed", only_flag=True),
     Flag("deepspeed-config", str | None, None, "DeepSpeed JSON file, laid over YAML's `deepspeed:`", only_flag=True),
 ]
 
 _OURS = [
     Flag("explain", str | None, None, "print the value of a key and who set it, then stop", only_flag=True),
     Flag("allow-target", list[str], [], "Python modules that `target:` may name besides ours", only_flag=True),
-    Flag(
-        "auto-warmup", bool, False, "SAT's warmup: 5 % of the learning rate for the first 100 iterations, then a jump"
-    ),
+    Flag("auto-warmup", bool, False, "SAT's warmup: 5 % of the learning rate for 100 iterations, then a jump"),
     Flag("profile-phases", bool, False, "log how long each phase of a step takes"),
-]
+    Flag("resume", str | None, None, "folder of a run (or `auto`) to continue exactly; auto: the newest run of this "
+         "experiment name in --save, or a new one"),
+]  # fmt: skip
 
 GROUPS: dict[str, list[Flag]] = {
     "config and model": _BASE,
@@ -139,6 +138,23 @@ GROUPS: dict[str, list[Flag]] = {
     "sampling": _SAMPLING,
     "DeepSpeed": _DEEPSPEED,
     "this project": _OURS,
+}
+# Flags that nothing reads, and why: scripts of the reference's and of SAT's may give them.
+INERT_FLAGS: dict[str, str] = {
+    "batch_from_same_dataset": "batches mix the folders",
+    "block_size": "a split is drawn over the whole data set",
+    "checkpoint_num_layers": "every layer is recomputed, or none",
+    "checkpoint_skip_layers": "every layer is recomputed, or none",
+    "debug": "there is one log level",
+    "deepspeed": "training always runs under DeepSpeed",
+    "force_pretrain": "--force-train alone says whether weights may be missing",
+    "log_image": "every evaluation saves samples; without --eval-interval there is none",
+    "no_load_rng": "--load takes weights only, --resume everything",
+    "no_save_rng": "checkpoints always hold it",
+    "resume_dataloader": "a run that goes on does so in its data too",
+    "save_args": "training_config.yaml in the run's folder has them",
+    "summary_dir": "logs go into the run's folder",
+    **{flag.key: "training does not read it" for flag in _SAMPLING if flag.key != "only_log_video_latents"},
 }
 FLAGS: dict[str, Flag] = {flag.key: flag for flags in GROUPS.values() for flag in flags}
 YAML_KEYS: dict[str, Flag] = {key: flag for key, flag in FLAGS.items() if not flag.only_flag}

@@ -12,28 +12,34 @@ from cogvideox.config.settings import Settings, leaves
 from cogvideox.config.static_signature import REPOSITORY
 
 WEIGHT_SUFFIXES = (".safetensors", ".pt", ".ckpt", ".pth", ".bin")
+SAT_FILES = "mp_rank_*_model_states.pt"
 FOLDER_DATASETS = ("data_video.SFTDataset",)
+STREAMS = (True, "custom")
+AUTO = "auto"
+# The same for all models; in this repository it has the fewest bytes. The T5 embedder names this command too.
+FETCH_TEXT_ENCODER = (
+    'hf download zai-org/CogVideoX-2b --include "text_encoder/*" --include "tokenizer/*" --local-dir "{folder}"'
+)
 
 
 def check_paths(settings: Settings) -> list[Problem]:
     """Everything that is missing on disk: data, weights, the text encoder, a place to save to."""
-    problems = [*_data(settings), *_weights_to_load(settings), *_save(settings)]
+    problems = [*_data(settings), *_weights_to_load(settings), *_run_to_resume(settings), *_save(settings)]
     for key, value in leaves(settings.get("model") or {}, "model"):
         name = key.rpartition(".")[2]
         if isinstance(value, str) and name == "ckpt_path" and not Path(value).exists():
             what = f"there is no weight file {value}{_from_here(value)}"
-            remedy = _fetch(settings, value, "", "set {key} to DIR/vae/diffusion_pytorch_model.safetensors")
-            problems.append(Problem(settings.source(key), key, what, remedy.format(key=name)))
+            then = f"set {name} to DIR/vae/diffusion_pytorch_model.safetensors"
+            problems.append(Problem(settings.source(key), key, what, _fetch(settings, value, "vae", then)))
         elif isinstance(value, str) and name == "model_dir" and not _is_text_encoder(value):
             what = f"there is no text encoder folder {value}{_from_here(value)}"
-            include = " --include 'text_encoder/*' 'tokenizer/*'"
-            remedy = _fetch(settings, value, include, "put the files of both folders into this one (or set {key})")
-            problems.append(Problem(settings.source(key), key, what, remedy.format(key=name)))
+            remedy = _ours(value) or f"correct the path, or `{FETCH_TEXT_ENCODER.format(folder=value)}`"
+            problems.append(Problem(settings.source(key), key, what, remedy))
     return problems
 
 
 def check_world(settings: Settings, world_size: int) -> list[Problem]:
-    """Whether `model_parallel_size` divides the ranks and the attention heads."""
+    """Whether `model_parallel_size` divides the ranks and the attention heads, and goes with ZeRO's stage."""
     size = settings.get("args.model_parallel_size", 1)
     if not isinstance(size, int) or size < 1:
         return []
@@ -47,6 +53,10 @@ def check_world(settings: Settings, world_size: int) -> list[Problem]:
     if isinstance(heads, int) and heads % size:
         what = f"{size} does not divide the {heads} attention heads ({settings.source(heads_key)})"
         problems.append(Problem(where, key, what, f"use {_divisors(heads)}"))
+    if size > 1 and settings.get("args.zero_stage") == 3:
+        what = f"{size} cuts the weights, and so does ZeRO 3 ({settings.source('args.zero_stage')}): one of them only"
+        remedy = "use `--zero-stage 2` with it, or ZeRO 3 with `--model-parallel-size 1`"
+        problems.append(Problem(where, key, what, remedy))
     return problems
 
 
@@ -55,6 +65,11 @@ def _data(settings: Settings) -> Iterator[Problem]:
     if is_training and not settings.get("args.train_data"):
         where = settings.source("args") or "--base"
         yield Problem(where, "args.train_data", "no training data is named", "add `--train-data DIR`")
+    for key in ("args.iterable_dataset", "args.iterable_dataset_eval"):
+        if (given := settings.get(key)) in STREAMS:
+            remedy = "unpack the clips to a folder, use data_video.SFTDataset, and remove this key"
+            refusal = f"is {str(given).lower()}, but this version has no streaming data sets"
+            yield Problem(settings.source(key), key, refusal, remedy)
     if settings.get("data.target") not in FOLDER_DATASETS:
         return
     for name in ("train_data", "valid_data", "test_data"):
@@ -88,21 +103,48 @@ def _weights_to_load(settings: Settings) -> Iterator[Problem]:
         what = f"there is no {load}{_from_here(load)}"
     elif path.is_file() and path.suffix not in WEIGHT_SUFFIXES:
         what = f"{load} is not a weight file ({', '.join(WEIGHT_SUFFIXES)})"
-    elif path.is_dir() and not _holds_weights(path):
-        what = f"the folder {load} has neither `latest` (SAT) nor config.json with .safetensors (diffusers)"
-    elif path.is_dir() and (path / "latest").is_file():
-        named = (path / "latest").read_text(encoding="utf-8", errors="replace").strip()
-        if not (path / named / "mp_rank_00_model_states.pt").is_file():
-            what = f"{path / 'latest'} names {named!r}, but {path / named}/mp_rank_00_model_states.pt is not there"
+    elif path.is_dir():
+        what = _fault_of_weights(path)
     if what:
-        remedy = _fetch(settings, load, "", "`--load DIR/transformer`; or start from scratch with `args.load=null`")
-        yield Problem(settings.source("args.load"), "args.load", what, remedy)
+        then = "`--load DIR/transformer`; or start from scratch with `args.load=null`"
+        yield Problem(settings.source("args.load"), "args.load", what, _fetch(settings, load, "transformer", then))
 
 
-def _holds_weights(folder: Path) -> bool:
-    is_sat = (folder / "latest").is_file() or any(folder.glob("mp_rank_*_model_states.pt"))
-    homes = (folder, folder / "transformer")
-    return is_sat or any((home / "config.json").is_file() and any(home.glob("*.safetensors")) for home in homes)
+def _fault_of_weights(folder: Path) -> str | None:
+    """Why `cogvideox.checkpoint.reading` would find no weights in `folder`, or more than one set of them."""
+    if (folder / "latest").is_file():
+        return _fault_of_latest(folder)
+    for pattern in ("*.safetensors.index.json", "*.safetensors", "mp_rank_00_model_states.pt"):
+        files = sorted(folder.glob(pattern))
+        if len(files) == 1:
+            return None
+        if files and not pattern.endswith(".json"):
+            return f"the folder {folder} holds {len(files)} weight files and no index of them: name one ({files[0]}, …)"
+    what = f"the folder {folder} has neither `latest` (SAT) nor a .safetensors file or its index (diffusers)"
+    inner = folder / "transformer"
+    return what + (f", but {inner} may be meant" if inner.is_dir() and _fault_of_weights(inner) is None else "")
+
+
+def _fault_of_latest(folder: Path) -> str | None:
+    """What is wrong with a folder of checkpoints that has, or should have, `latest`."""
+    latest = folder / "latest"
+    if not latest.is_file():
+        return f"{folder} has no `latest`, so no whole checkpoint"
+    named = latest.read_text(encoding="utf-8", errors="replace").strip()
+    if any((folder / named).glob(SAT_FILES)):
+        return None
+    return f"{latest} names {named!r}, but {folder / named}/mp_rank_00_model_states.pt is not there"
+
+
+def _run_to_resume(settings: Settings) -> Iterator[Problem]:
+    resume = settings.get("args.resume")
+    if not isinstance(resume, str) or resume == AUTO:
+        return
+    folder = Path(resume)
+    what = _fault_of_latest(folder) if folder.is_dir() else f"there is no folder {resume}{_from_here(resume)}"
+    if what:
+        remedy = f"give a run's folder, SAVE/NAME-MM-DD-HH-MM, or `{AUTO}`"
+        yield Problem(settings.source("args.resume"), "args.resume", what, remedy)
 
 
 def _is_text_encoder(name: str) -> bool:
@@ -127,11 +169,15 @@ def _save(settings: Settings) -> Iterator[Problem]:
         yield Problem(settings.source("args.save"), "args.save", f"cannot save to {save}: {place} {why}", remedy)
 
 
-def _fetch(settings: Settings, path: str, options: str, then: str) -> str:
+def _fetch(settings: Settings, path: str, part: str, then: str) -> str:
     """How to get a weight that is missing. Nothing is downloaded unasked."""
-    if Path(path).absolute().is_relative_to(REPOSITORY / "assets"):
-        return "it belongs to this repository: get it back with `git checkout assets`"
-    return f"correct the path, or `hf download {_published_name(settings)}{options} --local-dir DIR` and {then}"
+    command = f'hf download {_published_name(settings)} --include "{part}/*" --local-dir DIR'
+    return _ours(path) or f"correct the path, or `{command}` and {then}"
+
+
+def _ours(path: str) -> str | None:
+    is_shipped = Path(path).absolute().is_relative_to(REPOSITORY / "assets")
+    return "it belongs to this repository: get it back with `git checkout assets`" if is_shipped else None
 
 
 def _published_name(settings: Settings) -> str:

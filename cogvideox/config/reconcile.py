@@ -25,9 +25,13 @@ DEFAULT_OPTIMIZER = "AdamW"
 # What a run without a `deepspeed:` section gets, beside the values of `args`.
 DEFAULT_SECTION: dict[str, Any] = {
     "gradient_clipping": 0.1,
-    "zero_allow_untested_optimizer": True,
     "optimizer": {"type": DEFAULT_OPTIMIZER, "params": {"betas": [0.9, 0.95], "eps": 1e-8}},
 }
+
+# DeepSpeed always gets a ready optimizer of torch's, which it calls untested; without these it would refuse it.
+FOR_OUR_OPTIMIZERS = {"zero_allow_untested_optimizer": True, "zero_force_ds_cpu_optimizer": False}
+# Where a model's file says the same as `args`.
+TRANSFORMER_ARGS = "model.network_config.params.transformer_args"
 
 
 def reconcile(settings: Settings, problems: list[Problem]) -> list[str]:
@@ -42,8 +46,10 @@ def reconcile(settings: Settings, problems: list[Problem]) -> list[str]:
     for name, place in SHARED.items():
         _settle(settings, f"args.{name}", f"deepspeed.{place}", problems, notes)
     _settle_precision(settings, problems, notes)
-    _settle_checkpointing(settings)
+    _settle_stage(settings, notes)
+    _settle_transformer_args(settings, problems, notes)
     _settle_length(settings, notes)
+    _allow_our_optimizers(settings, notes)
     if settings.get("deepspeed.optimizer.type") is None:
         settings.set("deepspeed.optimizer.type", DEFAULT_OPTIMIZER, DEFAULT)
     return notes
@@ -98,10 +104,22 @@ def _settle_precision(settings: Settings, problems: list[Problem], notes: list[s
         what = f"fp16 is on, and so is bf16 ({settings.source('args.bf16')})"
         remedy = "turn one off: CogVideoX-2B is trained in fp16, all others in bf16"
         problems.append(Problem(settings.source("args.fp16"), "args.fp16", what, remedy))
-    is_half = settings.get("args.fp16") is True or settings.get("args.bf16") is True
-    stage = settings.get("args.zero_stage")
-    if not is_half and isinstance(stage, int) and stage > 0:
-        notes.append(f"ZeRO {stage} in float32, as asked: --bf16 halves memory and time on most GPUs")
+
+
+def _settle_stage(settings: Settings, notes: list[str]) -> None:
+    """ZeRO's stage as asked, except 0 in fp16, for which `engine.backward` of DeepSpeed 0.19 has no loss scaling."""
+    stage, is_fp16 = settings.get("args.zero_stage"), settings.get("args.fp16") is True
+    if not isinstance(stage, int) or isinstance(stage, bool):
+        return
+    if stage > 0 and not is_fp16 and settings.get("args.bf16") is not True:
+        notes.append(f"ZeRO {stage} in float32, as asked; `--bf16` trains in mixed precision")
+    if stage == 0 and is_fp16:
+        source = settings.source("args.fp16")
+        notes.append(
+            f"ZeRO 1 in place of {stage}: DeepSpeed scales the loss under ZeRO only, and fp16 ({source}) needs it"
+        )
+        for key in ("args.zero_stage", f"deepspeed.{SHARED['zero_stage']}"):
+            settings.set(key, 1, source)
 
 
 def _settle_length(settings: Settings, notes: list[str]) -> None:
@@ -114,13 +132,30 @@ def _settle_length(settings: Settings, notes: list[str]) -> None:
                 settings.set(opposite, None, settings.source(arg))
 
 
-def _settle_checkpointing(settings: Settings) -> None:
-    """`--checkpoint-activations` and `--model-parallel-size` as flags reach the transformer's own arguments."""
-    home = "model.network_config.params.transformer_args"
-    for name in ("checkpoint_activations", "model_parallel_size"):
-        arg = f"args.{name}"
-        if isinstance(settings.get(home), Mapping) and settings.is_from_command_line(arg):
-            settings.set(f"{home}.{name}", settings.get(arg), settings.source(arg))
+def _settle_transformer_args(settings: Settings, problems: list[Problem], notes: list[str]) -> None:
+    """Recomputation: a flag, then the transformer's own arguments, then `args` of a file. Model parallel: `args`."""
+    if not isinstance(settings.get(TRANSFORMER_ARGS), Mapping):
+        return
+    arg, place = "args.checkpoint_activations", f"{TRANSFORMER_ARGS}.checkpoint_activations"
+    if settings.is_given(arg) or settings.get(place) is not None:
+        _settle(settings, arg, place, problems, notes)
+    arg, place = "args.model_parallel_size", f"{TRANSFORMER_ARGS}.model_parallel_size"
+    ours, theirs = settings.get(arg), settings.get(place)
+    if theirs not in (None, ours):
+        if theirs != 1:
+            notes.append(
+                f"{arg} ({ours}, {settings.source(arg)}) wins over {place} ({theirs}, {settings.source(place)})"
+            )
+        settings.set(place, ours, settings.source(arg))
+
+
+def _allow_our_optimizers(settings: Settings, notes: list[str]) -> None:
+    for name, wanted in FOR_OUR_OPTIMIZERS.items():
+        key = f"deepspeed.{name}"
+        if settings.get(key) is (not wanted):
+            notes.append(f"{key} ({settings.source(key)}) is set to {str(wanted).lower()}: optimizers are torch's here")
+        if settings.get(key) in (None, not wanted):
+            settings.set(key, wanted, DEFAULT)
 
 
 def _move_scaler_keys(settings: Settings, notes: list[str]) -> None:

@@ -39,13 +39,7 @@ MODEL_KEYS: dict[str, Any] = {
 REQUIRED_NODES = ("network_config", "denoiser_config", "conditioner_config", "first_stage_config", "loss_fn_config")
 
 # Beside `target` and `params` in a node of `emb_models`: how the conditioner uses the embedder.
-EMBEDDER_KEYS: dict[str, Any] = {
-    "input_key": str,
-    "input_keys": list[str],
-    "ucg_rate": float,
-    "is_trainable": bool,
-    "legacy_ucg_value": Any,
-}
+EMBEDDER_KEYS: dict[str, Any] = {"input_key": str, "ucg_rate": float, "is_trainable": bool}
 
 # `transformer_args:` of the transformer.
 TRANSFORMER_ARGS: dict[str, Any] = {

@@ -160,11 +160,23 @@ class Validator:
         elif name == "emb_models" and isinstance(value, list):
             for index, each in enumerate(value):
                 self._node(f"{key}.{index}", each, EMBEDDER_KEYS)
+                self._embedder(f"{key}.{index}", _mapping(each))
         elif isinstance(value, Mapping) and "target" in value:
             self._node(key, value, {})
         elif isinstance(value, (Mapping, list)):
             for part, child in value.items() if isinstance(value, Mapping) else enumerate(value):
                 self._inside(f"{key}.{part}", "", child)
+
+    def _embedder(self, key: str, node: Mapping[str, Any]) -> None:
+        """What the conditioner and the engine ask of an entry of `emb_models`, beyond its keys' types."""
+        if node and not node.get("input_key"):
+            self._add(f"{key}.input_key", "is missing", "name the batch's entry to embed, as in `input_key: txt`")
+        rate = node.get("ucg_rate", 0.0)
+        if isinstance(rate, (int, float)) and not 0 <= rate <= 1:
+            self._add(f"{key}.ucg_rate", f"is {rate}", "it is a probability: give 0 to 1")
+        if node.get("is_trainable") is True:
+            what = "is true, but this version neither trains nor saves a text encoder"
+            self._add(f"{key}.is_trainable", what, "set it to false")
 
     def _signature(self, key: str, target: str) -> Signature | None:
         """The signature of `target`, from its source if it is ours. If there is none: `None`, and a problem."""

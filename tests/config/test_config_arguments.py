@@ -47,6 +47,13 @@ def test_deepspeed_s_values_fill_args_and_flags_win_in_both_places(run: Run, qui
     assert (args.gradient_accumulation_steps, section["gradient_accumulation_steps"]) == (3, 3)
 
 
+def test_where_to_resume_is_of_one_start_and_not_written_down(run: Run, place: Path) -> None:
+    assert run().resume is None
+    for folder in ("auto", f"{place}/weights"):
+        args = run("--resume", folder)
+        assert args.resume == folder and "resume" not in args.merged_config["args"]
+
+
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_without_a_deepspeed_section_it_is_built_from_args(run: Run, stage: int) -> None:
     args = run("deepspeed=null", "--zero-stage", str(stage), "--bf16", "--batch-size", "3", "--lr", "1e-2")
@@ -89,14 +96,8 @@ def test_defaults_that_depend(run: Run, place: Path) -> None:
     assert args.train_iters == 10_000 and args.epochs is None
     assert args.summary_dir == args.save == f"{place}/runs"
     assert args.iterable_dataset_eval is False
-    assert run("--iterable-dataset", "--iterable-dataset-eval", "false").iterable_dataset_eval is False
     assert run("args.train_iters=null", "--epochs", "2").train_iters is None
     assert run("--epochs", "2").train_iters is None  # the flag wins over the file's
-
-
-def test_flags_reach_the_transformer_s_own_arguments(run: Run) -> None:
-    args = run("--checkpoint-activations")
-    assert args.model_config["network_config"]["params"]["transformer_args"]["checkpoint_activations"] is True
 
 
 def test_ranks_come_from_the_environment(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

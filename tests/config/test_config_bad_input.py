@@ -17,8 +17,9 @@ ROOT = Path(__file__).resolve().parents[2]
 QUICKSTART = str(ROOT / "configs/quickstart.yaml")
 Run = Callable[..., argparse.Namespace]
 Write = Callable[..., str]
+EMBEDDER = "model.conditioner_config.params.emb_models.0"
 VAE = "model.first_stage_config.params.ckpt_path"
-T5 = "model.conditioner_config.params.emb_models.0.params.model_dir"
+T5 = f"{EMBEDDER}.params.model_dir"
 
 
 def message(call: Callable[[], object]) -> str:
@@ -59,7 +60,16 @@ def message(call: Callable[[], object]) -> str:
         (("model.network_config=null",), ["model.network_config", "missing"]),
         (("model.network_config=5",), ["model.network_config", "target"]),
         (("data=null",), ["data", "configs/sft.yaml"]),
-        (("--model-parallel-size", "7"), ["does not divide the 1 ranks", "attention heads"]),
+        (("--iterable-dataset",), ["--iterable-dataset true", "no streaming data sets", "SFTDataset"]),
+        (("args.iterable_dataset_eval=custom",), ["iterable_dataset_eval", "no streaming data sets"]),
+        (("data.target=data_video.VideoDataset",), ["data.target", "WebDataset", "unpack", "data_video.SFTDataset"]),
+        ((f"{EMBEDDER}.input_keys=[txt]",), ["input_keys", "did you mean `input_key`"]),
+        ((f"{EMBEDDER}.legacy_ucg_value=x",), ["legacy_ucg_value", "unknown key"]),
+        ((f"{EMBEDDER}.input_key=''",), ["input_key", "`input_key: txt`"]),
+        ((f"{EMBEDDER}.ucg_rate=10",), ["ucg_rate", "0 to 1"]),
+        ((f"{EMBEDDER}.is_trainable=true",), ["is_trainable", "neither trains nor saves", "set it to false"]),
+        (("--resume", "/nowhere"), ["--resume /nowhere", "no folder", "`auto`"]),
+        (("--profiling", "-2"), ["--profiling -2", "at least -1"]),
         (("--train-data", "/nowhere"), ["no folder /nowhere", "--train-data"]),
         (("args.train_data=null",), ["--train-data DIR"]),
         ((f"{VAE}=/nowhere.pt",), ["no weight file /nowhere.pt", "ckpt_path"]),
@@ -100,9 +110,33 @@ def test_a_folder_without_clips_and_a_place_that_is_none(run: Run, place: Path) 
     assert "holds no .mp4 file" in text
     assert f"{place}/3d-vae.pt is not a folder" in text
     assert "neither `latest`" in text
+    assert "has no `latest`" in message(lambda: run("--resume", f"{place}/empty"))
     assert run("--load", f"{place}/weights").load == f"{place}/weights"
     (place / "weights/latest").write_text("2")
-    assert "names '2'" in message(lambda: run("--load", f"{place}/weights"))
+    for flag in ("--load", "--resume"):
+        assert "names '2'" in message(lambda flag=flag: run(flag, f"{place}/weights"))  # type: ignore[misc]
+
+
+def test_model_parallel_ranks_divide_the_world(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "6")
+    text = message(lambda: run("--model-parallel-size", "4"))
+    assert "--model-parallel-size 4: 4 does not divide the 6 ranks" in text and "use one of 1, 2, 3, 6" in text
+    assert "attention heads" not in text
+
+
+def test_model_parallel_ranks_divide_the_heads(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "6")
+    text = message(lambda: run("--model-parallel-size", "3", "model.network_config.params.num_attention_heads=4"))
+    assert "3 does not divide the 4 attention heads" in text and "use one of 1, 2, 4" in text
+    assert "ranks of this run" not in text
+
+
+def test_model_parallel_does_not_go_with_zero_3(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    text = message(lambda: run("--model-parallel-size", "2", "--zero-stage", "3"))
+    assert "ZeRO 3" in text and "--zero-stage 2" in text and "--model-parallel-size 1" in text
+    assert run("--model-parallel-size", "2", "--zero-stage", "2").model_parallel_size == 2
+    assert run("--zero-stage", "3").zero_stage == 3
 
 
 def test_everything_is_told_at_once_and_before_torch_is_imported(place: Path) -> None:
@@ -121,9 +155,10 @@ def test_everything_is_told_at_once_and_before_torch_is_imported(place: Path) ->
 
 
 @pytest.mark.skipif("__import__('torch').cuda.is_available()", reason="tells what a machine without a GPU says")
-def test_fp16_and_nccl_need_a_gpu(run: Run) -> None:
-    text = message(lambda: run("--fp16", "--distributed-backend", "nccl"))
+def test_fp16_nccl_and_the_profiler_need_a_gpu(run: Run) -> None:
+    text = message(lambda: run("--fp16", "--distributed-backend", "nccl", "--profiling", "0"))
     assert "float16 needs a GPU" in text and "use gloo" in text
+    assert "--profiling 0: CUDA's profiler needs a GPU" in text and "--profile-phases" in text
 
 
 def test_a_rank_beyond_the_world(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
