@@ -150,7 +150,7 @@ INERT_FLAGS: dict[str, str] = {
     "force_pretrain": "--force-train alone says whether weights may be missing",
     "log_image": "every evaluation saves samples; without --eval-interval there is none",
     "no_load_rng": "--load takes weights only, --resume everything",
-    "no_save_rng": "checkpoints always hold it",
+    "no_save_rng": "checkpoints always hold the random states",
     "resume_dataloader": "a run that goes on does so in its data too",
     "save_args": "training_config.yaml in the run's folder has them",
     "summary_dir": "logs go into the run's folder",
