@@ -2,35 +2,33 @@
 
 from __future__ import annotations
 
+import pickle
 import random
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from deepspeed.runtime.checkpoint_engine.torch_checkpoint_engine import TorchCheckpointEngine
-from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
-from deepspeed.runtime.zero.config import ZeroStageEnum
-from deepspeed.utils.tensor_fragment import fragment_address
-
 from cogvideox.errors import UserError
 from cogvideox.parallel import current
 from cogvideox.platform import restore_device_random_states
 
-# What DeepSpeed pickles beside tensors and plain values. Nothing else in a checkpoint is let into this process.
-DEEPSPEED_GLOBALS = [LossScaler, DynamicLossScaler, ZeroStageEnum, fragment_address]
 
+def read_safely(path: str, map_location: Any = None) -> Any:
+    """The content of a checkpoint file, without running code from it; in place of DeepSpeed's own reader.
 
-class SafeCheckpointEngine(TorchCheckpointEngine):
-    """DeepSpeed's reader of checkpoint files, without running code from them."""
+    Beside tensors and plain values only what DeepSpeed itself pickles is let in. UserError if it is damaged or asks for
+    anything else.
+    """
+    from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+    from deepspeed.utils.tensor_fragment import fragment_address
 
-    def load(self, path: str, map_location: Any = None) -> Any:
-        """The content of a file; UserError if it is damaged or asks for code."""
-        try:
-            with torch.serialization.safe_globals(DEEPSPEED_GLOBALS):
-                return torch.load(path, map_location=map_location, weights_only=True)
-        except Exception as error:
-            raise UserError(f"{path}: cannot be read safely ({error}); resume from another checkpoint") from error
+    try:
+        with torch.serialization.safe_globals([LossScaler, DynamicLossScaler, ZeroStageEnum, fragment_address]):
+            return torch.load(path, map_location=map_location, weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read safely ({error}); resume from another checkpoint") from error
 
 
 def resume_engine(engine: Any, folder: Path) -> dict[str, Any]:
@@ -43,9 +41,9 @@ def resume_engine(engine: Any, folder: Path) -> dict[str, Any]:
     if not latest.is_file():
         raise UserError(f"{folder} holds no checkpoint to resume: there is no file `latest` in it (--resume)")
     tag = latest.read_text(encoding="utf-8").strip()
-    engine.checkpoint_engine = SafeCheckpointEngine()
+    engine.checkpoint_engine.load = read_safely
     factors = [group["lr"] for group in engine.optimizer.param_groups]
-    _check_ranks(engine.checkpoint_engine, folder / tag)
+    _check_ranks(folder / tag)
     try:
         path, state = engine.load_checkpoint(str(folder), tag=tag, load_module_strict=False)
     except (RuntimeError, KeyError, AssertionError) as error:
@@ -57,12 +55,12 @@ def resume_engine(engine: Any, folder: Path) -> dict[str, Any]:
     return state
 
 
-def _check_ranks(reader: SafeCheckpointEngine, checkpoint: Path) -> None:
+def _check_ranks(checkpoint: Path) -> None:
     """Shards of optimizer state fit the number of ranks that wrote them."""
     files = sorted(checkpoint.glob("*mp_rank_00_model_states.pt"))
     if not files:
         raise UserError(f"{checkpoint} is not a whole checkpoint: it has no model file (--resume)")
-    states = reader.load(str(files[0]), map_location="cpu").get("random_states", [])
+    states = read_safely(str(files[0]), map_location="cpu").get("random_states", [])
     size = current().world.size
     if len(states) != size:
         raise UserError(

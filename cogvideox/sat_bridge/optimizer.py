@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from cogvideox.config import OPTIMIZER_TYPES
 from cogvideox.errors import UserError
 
 Closure = Callable[[], float]
@@ -55,17 +56,9 @@ class EmaAdamW(torch.optim.AdamW):
         return loss
 
 
-# What a config's `deepspeed.optimizer.type` may say, in lower case → the class that is meant.
-OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
-    "sat.ops.fusedemaadam": EmaAdamW,
-    "fusedemaadam": EmaAdamW,
-    "emaadamw": EmaAdamW,
-    "adam": torch.optim.AdamW,  # DeepSpeed's "Adam" decouples weight decay unless told otherwise
-    "fusedadam": torch.optim.AdamW,
-    "adamw": torch.optim.AdamW,
-    "torchadam": torch.optim.Adam,
-    "adagrad": torch.optim.Adagrad,
-    "sgd": torch.optim.SGD,
+CLASSES: dict[str, type[torch.optim.Optimizer]] = {
+    cls.__name__: cls
+    for cls in (EmaAdamW, torch.optim.AdamW, torch.optim.Adam, torch.optim.Adagrad, torch.optim.SGD)
 }
 # Parameters that other Adams take and that say how to compute, not what.
 IMPLEMENTATION_ONLY = frozenset({"adam_w_mode", "torch_adam", "set_grad_none", "amsgrad_mode"})
@@ -78,12 +71,12 @@ def optimizer_factory(config: dict[str, Any]) -> Callable[[Iterable[Any]], torch
         UserError: an unknown `type`, or a parameter that the optimizer does not take.
     """
     name = str(config.get("type", "AdamW"))
-    if name.lower() not in OPTIMIZERS:
+    if name.lower() not in OPTIMIZER_TYPES:
         raise UserError(
             f"deepspeed.optimizer.type {name!r} is not known: use one of "
             "AdamW, EmaAdamW (the same with averaged weights; sat.ops.FusedEmaAdam means it), Adagrad, SGD"
         )
-    cls = OPTIMIZERS[name.lower()]
+    cls = CLASSES[OPTIMIZER_TYPES[name.lower()]]
     params = {key: value for key, value in (config.get("params") or {}).items() if key not in IMPLEMENTATION_ONLY}
     params = {key: float(value) if isinstance(value, str) else value for key, value in params.items()}
     if "betas" in params:
