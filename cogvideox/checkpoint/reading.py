@@ -99,8 +99,8 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
 
 def _needs_code(path: Path, error: Exception) -> str:
     return (
-        f"{path}: refused, because reading it would run code from the file, or it is no torch file ({_first_line(error)}). "
-        f"If you trust it, save its tensors alone once:\n"
+        f"{path}: refused, because reading it would run code from the file, or it is no torch file "
+        f"({_first_line(error)}). If you trust it, save its tensors alone once:\n"
         f"  python -c \"import torch; s = torch.load({str(path)!r}, map_location='cpu', weights_only=False); "
         f"s = s.get('state_dict', s.get('module', s)); "
         f'torch.save({{k: v for k, v in s.items() if torch.is_tensor(v)}}, {str(path.with_suffix(".plain.pt"))!r})"'

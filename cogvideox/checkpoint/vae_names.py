@@ -37,7 +37,7 @@ def is_diffusers_vae(names: Iterable[str]) -> bool:
 
 
 def diffusers_from_sat(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """SAT's names → diffusers'; the tensors are shared. `loss.` keys, which diffusers has no place for, are left out."""
+    """SAT's names → diffusers'; tensors are shared. `loss.` keys, which diffusers has no place for, are left out."""
     state = {name: tensor for name, tensor in state.items() if not name.startswith("loss.")}
     return _rename(state, SAT, DIFFUSERS)
 

@@ -83,7 +83,7 @@ class VideoAutoencoderInferenceWrapper(nn.Module):
         frames_per_chunk: int | None = None,
         statistics: Statistics = "clip",
     ) -> Tensor:
-        """Clip (B, 3, F, H, W) in [-1, 1] → latent (B, C, T, h, w), unscaled, sampled unless the regularizer says no."""
+        """Clip (B, 3, F, H, W) in [-1, 1] → latent (B, C, T, h, w), unscaled: a sample, or the regularizer's mode."""
         return self.regularization.draw(self.posterior(x, frames_per_chunk, statistics), generator)
 
     def posterior(self, x: Tensor, frames_per_chunk: int | None = None, statistics: Statistics = "clip") -> Posterior:
@@ -135,7 +135,7 @@ def _prepare(x: Tensor, dtype: torch.dtype) -> Tensor:
 
 @contextlib.contextmanager
 def _arithmetic(x: Tensor) -> Iterator[torch.dtype]:
-    """The dtype to compute in: x's or autocast's, but float32 where a CPU has no convolutions for it (200 times slower)."""
+    """The dtype to compute in: x's or autocast's, but float32 where a CPU cannot convolve in it (200× slower)."""
     kind = x.device.type
     wanted = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
     if kind != "cpu" or _cpu_convolves(wanted):

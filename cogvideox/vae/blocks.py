@@ -84,7 +84,7 @@ class MidBlock3D(nn.Module):
 
 
 class Downsample3D(CausalModule):
-    """Halves H and W by a strided convolution and, with `compress_time`, T by averaging pairs, the first frame apart."""
+    """Halves H and W by a strided convolution and, with `compress_time`, T by averaging pairs after the first frame."""
 
     def __init__(self, channels: int, compress_time: bool) -> None:
         super().__init__()

@@ -13,6 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+# Elements of the windows that a CPU convolution gathers at a time: small enough to stay in the cache.
+WINDOW_ELEMENTS = 2**22
+
 
 @dataclass
 class Past:
@@ -94,17 +97,24 @@ def conv3d_as_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """A conv3d, unpadded in time and same-padded in space, as one conv2d over the channels of all the kernel's frames.
 
     On CPUs oneDNN's conv2d in channels-last order reaches the peak where its conv3d may run at a fifth of it.
-    (B, C_in, T + k − 1, H, W) → (B, C_out, T, H, W), channels last in memory.
+    (B, C_in, T + k - 1, H, W) → (B, C_out, T, H, W), channels last in memory.
     """
-    batch, reach = x.shape[0], weight.shape[2]
-    frames = x.shape[2] - reach + 1
-    rows = x.permute(0, 2, 3, 4, 1)  # b t h w c: a view where x is channels last
-    if reach > 1:
-        rows = torch.cat([rows[:, k : k + frames] for k in range(reach)], dim=-1)
-    images = rows.reshape(batch * frames, *rows.shape[2:]).permute(0, 3, 1, 2)  # (b t) (k c) h w
+    reach = weight.shape[2]
     kernel = weight.permute(0, 2, 1, 3, 4).flatten(1, 2)
-    out = F.conv2d(images, kernel, bias, padding=weight.shape[-1] // 2)
-    return out.unflatten(0, (batch, frames)).transpose(1, 2)
+    rows = x.permute(0, 2, 3, 4, 1)  # b t h w c: a view where x is channels last
+    frames = x.shape[2] - reach + 1
+    step = max(WINDOW_ELEMENTS // (reach * rows[:, 0].numel()), 1)
+    out = []
+    for start in range(0, frames, step):
+        stop = min(start + step, frames)
+        window = rows[:, start:stop]
+        if reach > 1:
+            window = torch.cat([rows[:, start + k : stop + k] for k in range(reach)], dim=-1)
+        images = window.flatten(0, 1).permute(0, 3, 1, 2)  # (b t) (k c) h w
+        piece = F.conv2d(images, kernel, bias, padding=weight.shape[-1] // 2).permute(0, 2, 3, 1)
+        out.append(piece.unflatten(0, (-1, stop - start)))
+    whole = out[0] if len(out) == 1 else torch.cat(out, dim=1)
+    return whole.permute(0, 4, 1, 2, 3)
 
 
 def per_frame(conv: nn.Conv2d, x: Tensor) -> Tensor:

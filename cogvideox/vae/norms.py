@@ -27,19 +27,20 @@ class Statistics(NamedTuple):
 
 def clip_statistics(chunks: list[Tensor]) -> Statistics:
     """Statistics over all time chunks (B, C, T_i, H, W) of a clip, as if they were one (Chan et al. 1979)."""
-    count, mean, deviation = 0, torch.zeros(()), torch.zeros(())
+    counts, means, deviations = [], [], []
     for chunk in chunks:
-        groups = chunk.unflatten(1, (GROUPS, -1)).float()
-        variance, chunk_mean = torch.var_mean(groups, dim=(2, 3, 4, 5), correction=0)
-        size = groups[0, 0].numel()
-        if count == 0:
-            count, mean, deviation = size, chunk_mean, variance * size
-            continue
-        delta = chunk_mean - mean
-        deviation = deviation + variance * size + delta.square() * (count * size / (count + size))
-        mean = mean + delta * (size / (count + size))
-        count += size
-    return Statistics(mean, (deviation / count + EPSILON).rsqrt())
+        x = chunk.float()
+        mean = x.mean(dim=(2, 3, 4), keepdim=True)
+        counts.append(x[0, 0].numel())
+        means.append(mean.flatten(1))
+        deviations.append((x - mean).square().sum(dim=(2, 3, 4)))
+    count = torch.tensor(counts, dtype=torch.float32, device=chunks[0].device)
+    per_channel = torch.stack(means, dim=-1).unflatten(1, (GROUPS, -1))  # b g (c/g) chunk
+    width = per_channel.shape[2]
+    mean = (per_channel @ count).mean(dim=2) / count.sum()
+    between = ((per_channel - mean[..., None, None]).square() @ count).sum(dim=2)
+    within = torch.stack(deviations, dim=-1).sum(dim=-1).unflatten(1, (GROUPS, -1)).sum(dim=2)
+    return Statistics(mean, ((within + between) / (count.sum() * width) + EPSILON).rsqrt())
 
 
 class GroupNorm(nn.GroupNorm):
@@ -48,14 +49,17 @@ class GroupNorm(nn.GroupNorm):
     def __init__(self, channels: int) -> None:
         if channels % GROUPS:
             raise UserError(
-                f"a VAE level has {channels} channels, which {GROUPS} normalization groups do not divide: "
-                f"choose `ch` and `ch_mult` (encoder_config and decoder_config) so that every product is a multiple of {GROUPS}"
+                f"a VAE level has {channels} channels, which {GROUPS} normalization groups do not divide: choose "
+                f"`ch` and `ch_mult` (encoder_config and decoder_config) so that every product is a multiple of {GROUPS}"
             )
         super().__init__(GROUPS, channels, eps=EPSILON)
 
     def statistics(self, chunks: list[Tensor]) -> Statistics | None:
-        """The clip's statistics, or None where the clip is one chunk, whose own they are."""
-        return clip_statistics(chunks) if len(chunks) > 1 else None
+        """The clip's statistics, or None where torch's GroupNorm finds them: a clip in one chunk.
+
+        Not on a CPU: there, and in channels-last order, torch 2.13's loses 1e-3 on a clip of 49 frames of 96×144.
+        """
+        return clip_statistics(chunks) if len(chunks) > 1 or chunks[0].device.type == "cpu" else None
 
     def forward(self, x: Tensor, statistics: Statistics | None = None) -> Tensor:
         """(B, C, T, H, W) → the same."""
@@ -84,7 +88,7 @@ class SpatialNorm3D(CausalModule):
     def forward(self, x: Tensor, statistics: Statistics | None, z: Tensor) -> Tensor:
         """x (B, C, T, H, W), z (B, C_z, t, h, w) → (B, C, T, H, W)."""
         first = self.starts_clip()
-        # A 1×1×1 convolution commutes with nearest interpolation: done on the latent's grid, it is ≥ 64 times less work.
+        # A 1×1×1 convolution commutes with nearest interpolation: done on the latent's grid it is far less work.
         scale = stretch(self.conv_y(z), x.shape[2:], first)
         shift = stretch(self.conv_b(z), x.shape[2:], first)
         return torch.addcmul(shift, self.norm_layer(x, statistics), scale)
