@@ -176,16 +176,15 @@ class Rotary3DPositionEmbeddingMixin(BaseMixin):
         if learnable_pos_embed:
             length = text_length + compressed_num_frames * height * width
             self.pos_embedding = nn.Parameter(torch.zeros(1, length, hidden_size))
-        self._tables: OrderedDict[tuple[TokenLayout, torch.device], torch.Tensor] = OrderedDict()
+        self._tables: OrderedDict[tuple[int, Grid, torch.device], torch.Tensor] = OrderedDict()
         self.register_load_state_dict_pre_hook(_drop_published_tables)
 
     def rotary(self, layout: TokenLayout, device: torch.device) -> torch.Tensor | None:
         """(N + S, 1, E/2) complex64, kept for the layouts used last."""
-        key = (layout, device)
+        key = (layout.text_length, layout.grid, device)
         if key not in self._tables:
             layout.check_fits(self.grid)
-            with torch.device("cpu"):
-                table = rotary_3d(layout, self.head_size, self.theta, self.interpolation)
+            table = rotary_3d(layout, self.head_size, self.theta, self.interpolation)
             self._tables[key] = table.to(device)
             if len(self._tables) > TABLES_KEPT:
                 self._tables.popitem(last=False)

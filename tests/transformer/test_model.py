@@ -146,6 +146,15 @@ def test_samples_of_a_batch_do_not_mix() -> None:
         torch.testing.assert_close(together[i : i + 1], alone, rtol=0, atol=2e-6)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("lora", [None, {"r": 4}])
+def test_it_is_one_graph_for_torch_compile(lora: dict[str, Any] | None) -> None:
+    """Identity: no graph breaks, the same output."""
+    model = tiny.model(lora=lora)
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    assert torch.equal(compiled(**tiny.inputs()), model(**tiny.inputs()))
+
+
 def test_the_wrapper_joins_images_and_keeps_the_conditioning() -> None:
     """Identity: what it is given is what the model gets, doubled for guidance, and not changed."""
     model = tiny.model(in_channels=8)
