@@ -65,7 +65,8 @@ def _translate(name: str, levels: int, source: int, target: int) -> str:
             elif "r" in fields:
                 fields["l"] = str(levels - 1 - int(fields["r"]))
             return row[target].format(**fields)
-    raise UserError(f"{name} is no weight of the VAE in {('SAT', 'diffusers')[source]}'s naming")
+    naming = ("SAT's", "diffusers'")[source]
+    raise UserError(f"{name} is no weight of the VAE in {naming} naming")
 
 
 def _compiled(template: str) -> re.Pattern[str]:

@@ -20,7 +20,7 @@ from cogvideox.vae.causal_conv import streaming
 from cogvideox.vae.decoder import ContextParallelDecoder3D
 from cogvideox.vae.encoder import ContextParallelEncoder3D
 from cogvideox.vae.posterior import DiagonalGaussianRegularizer, Posterior
-from cogvideox.vae.shapes import check_clip, split_in_time
+from cogvideox.vae.shapes import check_clip, check_latent, split_in_time
 
 # Elements of the largest activation above which a clip is cut in time unasked: cuDNN counts elements in 32 bits.
 MAX_ELEMENTS = 2**30
@@ -57,8 +57,13 @@ class VideoAutoencoderInferenceWrapper(nn.Module):
         self.encoder: ContextParallelEncoder3D = _build(encoder_config)
         self.decoder: ContextParallelDecoder3D = _build(decoder_config)
         self.regularization: DiagonalGaussianRegularizer = _build(regularizer_config)
-        self.time_factor = 2 ** sum(level.compresses_time for level in self.encoder.down)
-        self.space_factor = 2 ** (len(self.encoder.down) - 1)
+        self.time_factor = self.encoder.time_factor
+        if self.time_factor != self.decoder.time_factor:
+            raise UserError(
+                f"the encoder compresses time by {self.time_factor}, the decoder by {self.decoder.time_factor}: give "
+                f"encoder_config and decoder_config the same temporal_compress_times"
+            )
+        self.space_factor = self.encoder.space_factor
         if ckpt_path is not None:
             self.load_weights(ckpt_path, ignore_keys)
         self.requires_grad_(False).eval()
@@ -88,7 +93,7 @@ class VideoAutoencoderInferenceWrapper(nn.Module):
 
     def posterior(self, x: Tensor, frames_per_chunk: int | None = None, statistics: Statistics = "clip") -> Posterior:
         """Clip (B, 3, F, H, W) → posterior over the latent (B, C, T, h, w). UserError on sizes that do not fit."""
-        check_clip(x, self.time_factor, self.space_factor)
+        check_clip(x, self.encoder.conv_in.conv.in_channels, self.time_factor, self.space_factor)
         if frames_per_chunk is not None and (frames_per_chunk < 1 or frames_per_chunk % self.time_factor):
             raise UserError(f"frames_per_chunk {frames_per_chunk} must be a positive multiple of {self.time_factor}")
         widest = self.encoder.conv_in.conv.out_channels * x[:, 0, 0].numel()
@@ -100,6 +105,7 @@ class VideoAutoencoderInferenceWrapper(nn.Module):
 
     def decode(self, z: Tensor, latents_per_chunk: int | None = None, statistics: Statistics = "clip") -> Tensor:
         """Latent (B, C, T, h, w), unscaled → clip (B, 3, 4(T − 1) + 1, H, W), about [-1, 1]."""
+        check_latent(z, self.decoder.conv_in.conv.in_channels)
         if latents_per_chunk is not None and latents_per_chunk < 1:
             raise UserError(f"latents_per_chunk {latents_per_chunk} must be at least 1")
         widest = self.decoder.widest * self.time_factor * self.space_factor**2 * z[:, 0, 0].numel()

@@ -59,6 +59,7 @@ class ContextParallelDecoder3D(nn.Module):
         last = len(widths) - 1
         # The lowest resolutions double time, the encoder's highest halved it: names count levels from the highest.
         static = last - time_levels(temporal_compress_times, last)
+        self.time_factor = temporal_compress_times
         self.widest = max(widths[:2])  # channels at the full resolution: the second level's, once upsampled
         self.conv_in = CausalConv3d(z_channels, widths[-1], kernel_size=3)
         self.mid = MidBlock3D(widths[-1], dropout, z_channels)

@@ -23,7 +23,6 @@ class EncoderLevel(nn.Module):
         pairs = zip(widths, widths[1:], strict=False)
         self.block = nn.ModuleList(ResnetBlock3D(before, after, dropout, None) for before, after in pairs)
         self.downsample = Downsample3D(widths[-1], compress_time) if downsample else None
-        self.compresses_time = downsample and compress_time
 
     def forward(self, chunks: Chunks) -> Chunks:
         """(B, C, T, H, W) chunks → (B, C', T', H', W') chunks."""
@@ -56,6 +55,7 @@ class ContextParallelEncoder3D(nn.Module):
         widths = [ch * mult for mult in ch_mult]
         last = len(widths) - 1
         halvings = time_levels(temporal_compress_times, last)
+        self.time_factor, self.space_factor = temporal_compress_times, 2**last
         self.conv_in = CausalConv3d(in_channels, widths[0], kernel_size=3)
         self.down = nn.ModuleList(
             EncoderLevel([widths[max(i - 1, 0)], *[width] * num_res_blocks], dropout, i < last, i < halvings)

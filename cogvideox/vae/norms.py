@@ -50,7 +50,7 @@ class GroupNorm(nn.GroupNorm):
         if channels % GROUPS:
             raise UserError(
                 f"a VAE level has {channels} channels, which {GROUPS} normalization groups do not divide: choose "
-                f"`ch` and `ch_mult` (encoder_config and decoder_config) so that every product is a multiple of {GROUPS}"
+                f"`ch` and `ch_mult` (encoder_config and decoder_config) so that each product is a multiple of {GROUPS}"
             )
         super().__init__(GROUPS, channels, eps=EPSILON)
 

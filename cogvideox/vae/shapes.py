@@ -23,10 +23,12 @@ def time_levels(temporal_compress_times: int, steps: int) -> int:
     return levels
 
 
-def check_clip(x: Tensor, time_factor: int, space_factor: int) -> None:
-    """Raise UserError unless x is (B, C, F, H, W) with F = time_factor·k + 1 and H, W multiples of space_factor."""
+def check_clip(x: Tensor, channels: int, time_factor: int, space_factor: int) -> None:
+    """UserError unless x is (B, channels, F, H, W) with F = time_factor·k + 1 and H, W multiples of space_factor."""
     if x.ndim != 5:
         raise UserError(f"a clip for the VAE has 5 dimensions (batch, channels, frames, height, width), not {x.ndim}")
+    if x.shape[1] != channels:
+        raise UserError(f"a clip of {x.shape[1]} channels does not fit the VAE, which takes {channels} (in_channels)")
     frames, height, width = x.shape[2:]
     if frames < 1 or (frames - 1) % time_factor:
         nearest = max(round((frames - 1) / time_factor), 0) * time_factor + 1
@@ -41,6 +43,12 @@ def check_clip(x: Tensor, time_factor: int, space_factor: int) -> None:
                 f"a clip of {name} {size} does not fit the VAE, which takes multiples of {space_factor}: use {nearest} "
                 f"(data.params.video_size)"
             )
+
+
+def check_latent(z: Tensor, channels: int) -> None:
+    """UserError unless z is (B, channels, T, h, w)."""
+    if z.ndim != 5 or z.shape[1] != channels:
+        raise UserError(f"a latent for the VAE is (B, {channels}, T, h, w) (z_channels), not {tuple(z.shape)}")
 
 
 def split_in_time(x: Tensor, chunk: int) -> list[Tensor]:
