@@ -68,14 +68,10 @@ class CausalConv3d(CausalModule):
     def forward(self, x: Tensor) -> Tensor:
         """(B, C_in, T, H, W) → (B, C_out, T, H, W)."""
         weight = self.conv.weight.to(x.dtype)
-        if x.shape[2] == 1 and self.past is None:
-            weight = weight.sum(dim=2, keepdim=True)  # an image: every kernel frame sees the same one
-        else:
-            x = self._with_past(x)
         bias = None if self.conv.bias is None else self.conv.bias.to(x.dtype)
-        if x.device.type == "cpu":
-            return conv3d_as_conv2d(x, weight, bias)
-        return F.conv3d(x, weight, bias, padding=self.conv.padding)
+        if self.past is None and (x.device.type == "cpu" or x.shape[2] == 1):
+            return conv3d_from_first_frame(x, weight, bias)
+        return conv3d(self._with_past(x), weight, bias)
 
     def _with_past(self, x: Tensor) -> Tensor:
         """(B, C, T, H, W) → (B, C, kernel−1 + T, H, W), the frames before it put in front."""
@@ -91,6 +87,29 @@ class CausalConv3d(CausalModule):
     def _tail(self) -> Tensor:
         assert self.past is not None and self.past.tail is not None
         return self.past.tail
+
+
+def conv3d(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Unpadded in time, same-padded in space: (B, C_in, T + k - 1, H, W) → (B, C_out, T, H, W)."""
+    if x.device.type == "cpu":
+        return conv3d_as_conv2d(x, weight, bias)
+    return F.conv3d(x, weight, bias, padding=(0, weight.shape[3] // 2, weight.shape[4] // 2))
+
+
+def conv3d_from_first_frame(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """A conv3d that sees copies of the first frame before it, without making or multiplying them.
+
+    Kernel frames that see the same picture are summed instead. (B, C_in, T, H, W) → (B, C_out, T, H, W).
+    """
+    reach, frames = weight.shape[2], x.shape[2]
+    out = []
+    for t in range(min(reach - 1, frames)):
+        on_first, on_others = weight[:, :, : reach - t], weight[:, :, reach - t :]
+        kernel = torch.cat([on_first.sum(dim=2, keepdim=True), on_others], dim=2)
+        out.append(conv3d(x[:, :, : t + 1], kernel, bias))
+    if frames >= reach:
+        out.append(conv3d(x, weight, bias))
+    return out[0] if len(out) == 1 else torch.cat(out, dim=2)
 
 
 def conv3d_as_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
