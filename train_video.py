@@ -194,6 +194,9 @@ def train(args: argparse.Namespace) -> None:
 def main(args_list: list[str] | None = None) -> int:
     """Parse, then train; the exit status is 0, or 2 for a mistake in what was given, told without a traceback."""
     map_launcher_variables(os.environ)
+    # Before torch is loaded: threads that wait for each other sleep instead of spinning. No slower on an idle CPU, and
+    # on one that others use too the difference between a slow step and a twenty times slower one.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         args = get_args(args_list)
     except UserError as error:
