@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+
 from cogvideox.errors import UserError
 from cogvideox.parallel import current
 from cogvideox.platform import restore_device_random_states

@@ -57,8 +57,7 @@ class EmaAdamW(torch.optim.AdamW):
 
 
 CLASSES: dict[str, type[torch.optim.Optimizer]] = {
-    cls.__name__: cls
-    for cls in (EmaAdamW, torch.optim.AdamW, torch.optim.Adam, torch.optim.Adagrad, torch.optim.SGD)
+    cls.__name__: cls for cls in (EmaAdamW, torch.optim.AdamW, torch.optim.Adam, torch.optim.Adagrad, torch.optim.SGD)
 }
 # Parameters that other Adams take and that say how to compute, not what.
 IMPLEMENTATION_ONLY = frozenset({"adam_w_mode", "torch_adam", "set_grad_none", "amsgrad_mode"})

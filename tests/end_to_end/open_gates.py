@@ -1,4 +1,4 @@
-"""AdaLN whose gates are open from the start: with the real ones, at zero, attention learns nothing in its first step."""
+"""AdaLN whose gates are open from the start: with the real ones, at zero, attention learns nothing at first."""
 
 from __future__ import annotations
 
