@@ -74,11 +74,11 @@ class Round:
     phases: tuple[Phase, ...]
 
 
-# Single frames teach the spatial part cheaply, short crops add time; the last phase is the quickstart's own shape.
+# Single frames teach the spatial part cheaply, short crops add time.
 ROUNDS = (
     Round(2e-3, 3000, 0.0, (Phase(1800, 3, 1, (48, 72)), Phase(700, 2, 5, (48, 64)))),
     Round(1e-3, 800, 0.5, (Phase(300, 2, 5, (48, 64)),)),
-    Round(1e-3, 700, 0.5, (Phase(300, 2, 5, (48, 64)), Phase(400, 1, 9, (64, 96)))),
+    Round(1e-3, 700, 0.5, (Phase(300, 2, 5, (48, 64)),)),
 )
 
 
