@@ -47,6 +47,9 @@ LORA = {
         },
     }
 }
+# A model from scratch whose attention matters from the first step, so that adapters on it learn.
+OPEN_ADALN = {"adaln_layer_config": {"target": "tests.end_to_end.open_gates.OpenAdaLN"}}
+OPEN_GATES = {"model": {"network_config": {"params": {"modules": OPEN_ADALN}}}}
 
 
 @dataclass

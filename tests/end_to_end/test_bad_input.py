@@ -60,7 +60,7 @@ def test_a_vae_of_another_shape(tmp_path: Path, ranks: int) -> None:
 def test_fp16_on_a_cpu(tmp_path: Path) -> None:
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
-    one_error(train(tmp_path, flags=("--fp16",)), "fp16")
+    one_error(train(tmp_path, flags=("--fp16",)), "float16 needs a GPU")
 
 
 def test_a_save_folder_that_cannot_be_made(tmp_path: Path) -> None:

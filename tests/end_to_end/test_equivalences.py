@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.end_to_end.runs import LORA, Run, train
+from tests.end_to_end.runs import LORA, OPEN_GATES, Run, train
 
 FEW = {"args": {"train_iters": 6}}
 
@@ -38,9 +38,8 @@ def test_with_lora_only_adapters_change_and_the_checkpoint_is_theirs_alone(tmp_p
 
 
 def test_with_lora_every_other_parameter_is_bit_equal_after_training(tmp_path: Path) -> None:
-    gates = {"adaln_layer_config": {"target": "tests.end_to_end.open_gates.OpenAdaLN"}}
-    opened = {"model": {"network_config": {"params": {"modules": gates}}}, "args": {"save_interval": 1}}
-    run = checked(train(tmp_path, FEW, LORA, opened, flags=("--allow-target", "tests")))
+    every = {"args": {"save_interval": 1}}
+    run = checked(train(tmp_path, FEW, LORA, OPEN_GATES, every, flags=("--allow-target", "tests")))
     after, before = module_of(run, 6), module_of(run, 1)
     frozen = [name for name in after if ".matrix_" not in name]
     assert len(frozen) > 20 and all(torch.equal(after[name], before[name]) for name in frozen)
@@ -59,7 +58,7 @@ def _rate(lr: float) -> dict:
     return {"optimizer": {"params": {"lr": lr, "weight_decay": 0.0}}}
 
 
-@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+@pytest.mark.parametrize("stage", [0, 2, 3])
 def test_two_micro_batches_of_one_equal_a_batch_of_two(tmp_path: Path, stage: int) -> None:
     """Truth: identity. Every draw is a function of the sample (see `fixed_draws`), so that only the cut differs."""
     zero = {"zero_optimization": {"stage": stage, "stage3_param_persistence_threshold": 0}}
@@ -82,9 +81,7 @@ def test_recomputed_activations_change_nothing(tmp_path: Path) -> None:
         assert again.losses == kept.losses
 
 
-@pytest.mark.parametrize(
-    ("stage", "kind", "ranks"), [(0, "full", 1), (1, "lora", 1), (2, "full", 2), (3, "lora", 2), (3, "full", 1)]
-)
+@pytest.mark.parametrize(("stage", "kind", "ranks"), [(0, "full", 1), (1, "lora", 1), (2, "full", 2), (3, "lora", 2)])
 def test_a_resumed_run_goes_on_as_if_it_had_not_stopped(tmp_path: Path, stage: int, kind: str, ranks: int) -> None:
     """Truth: identity. Losses and final weights are bit-equal; the samples go on where they were, accumulation too."""
     zero = {"stage": stage, "stage3_param_persistence_threshold": 0}

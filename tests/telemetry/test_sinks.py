@@ -153,6 +153,7 @@ def test_a_missing_wandb_names_the_package(
 def test_wandb_is_imported_only_when_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)  # any import of it fails from here on
     log = RunLogger(tmp_path, tensorboard=False)
+    log.iteration(1, {"loss": 0.5})
     log.videos(1, {"samples": tmp_path / "a.mp4"}, fps=8)
     log.close()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics.jsonl"]
