@@ -25,6 +25,7 @@ from cogvideox.config import instantiate, resolve_target
 from cogvideox.errors import UserError
 from cogvideox.platform import autocast, current_device
 from cogvideox.telemetry.phases import phases
+from cogvideox.transformer.lora import is_adapter
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +33,6 @@ DTYPE_NAMES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf
 NETWORK_WRAPPER = "cogvideox.transformer.wrapper.NetworkWrapper"
 NETWORK_PREFIX = "model.diffusion_model."
 OTHER_PREFIXES = ("first_stage_model.", "conditioner.", "denoiser.", "loss_fn.")
-ADAPTER_NAMES = ("matrix_A", "matrix_B")
 # Keys of `model:` whose models this engine does not build, each with the value that asks for nothing.
 NOT_BUILT = {
     "noised_image_input": False,
@@ -91,7 +91,7 @@ class SATVideoDiffusionEngine(nn.Module):
     def trains_adapters_only(self) -> bool:
         """Whether all that trains is LoRA matrices."""
         names = [name for name, parameter in self.named_parameters() if parameter.requires_grad]
-        return bool(names) and all(_is_adapter(name) for name in names)
+        return bool(names) and all(is_adapter(name) for name in names)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SATVideoDiffusionEngine:
         """Casts and moves reach the modules held outside the tree too."""
@@ -113,7 +113,7 @@ class SATVideoDiffusionEngine(nn.Module):
         """
         for name, parameter in self.named_parameters():
             frozen = any(prefix == "all" or name.startswith(prefix) for prefix in self.not_trainable_prefixes)
-            if frozen and not _is_adapter(name):
+            if frozen and not is_adapter(name):
                 parameter.requires_grad_(False)
         trainable = sum(parameter.numel() for parameter in self.parameters() if parameter.requires_grad)
         total = sum(parameter.numel() for parameter in self.parameters())
@@ -247,10 +247,6 @@ class SATVideoDiffusionEngine(nn.Module):
     def network(self) -> Any:
         """The transformer inside its wrapper."""
         return self.model.diffusion_model
-
-
-def _is_adapter(name: str) -> bool:
-    return any(part in ADAPTER_NAMES for part in name.split("."))
 
 
 def _refuse_unbuilt(config: Mapping[str, Any]) -> None:
