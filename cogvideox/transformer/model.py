@@ -196,24 +196,26 @@ class DiffusionTransformer(BaseModel):
     def load_weights(
         self, state_dict: Mapping[str, torch.Tensor], where: str = "the weights", allow_missing: bool = False
     ) -> list[str]:
-        """Load strictly, save that adapters and computed tables may be missing; gives the names that start anew.
+        """Load strictly, save that adapters and tables of positions may be missing; gives what starts anew.
 
         `where` names the source in errors; `allow_missing` tolerates any missing name.
         Raises UserError naming what is missing, unknown or of another shape.
         """
         try:
             result = self.load_state_dict(state_dict, strict=False)
-        except RuntimeError as mismatch:
-            raise UserError(f"{where} does not fit the transformer of the config: {mismatch}") from mismatch
-        computed = {name for name, parameter in self.named_parameters() if not parameter.requires_grad}
-        absent = [name for name in result.missing_keys if name not in computed]
-        missing = [] if allow_missing else [name for name in absent if not is_adapter(name)]
+        except RuntimeError as error:
+            reshaped = [line.strip() for line in str(error).splitlines()[1:]]
+            raise UserError(
+                f"{where} does not fit the transformer of the config: {len(reshaped)} parameters of another shape"
+                f"{_some(reshaped)}; give network_config the sizes that they were trained with"
+            ) from error
+        missing = [] if allow_missing else [name for name in result.missing_keys if not is_adapter(name)]
         if missing or result.unexpected_keys:
             raise UserError(
                 f"{where} does not fit the transformer of the config: {len(missing)} parameters missing"
                 f"{_some(missing)}, {len(result.unexpected_keys)} unknown{_some(result.unexpected_keys)}"
             )
-        return absent
+        return list(result.missing_keys)
 
     def shard(self, name: str, tensor: torch.Tensor, rank: int, ranks: int) -> torch.Tensor:
         """What model-parallel rank `rank` of `ranks` holds of the whole parameter `name`."""

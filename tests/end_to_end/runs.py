@@ -11,6 +11,7 @@ from pathlib import Path
 import yaml
 
 from cogvideox.telemetry.metrics_file import read_metrics
+from tests.end_to_end.warm_start import run_warm
 
 ROOT = Path(__file__).resolve().parents[2]
 QUICKSTART = ROOT / "configs" / "quickstart.yaml"
@@ -92,18 +93,32 @@ def write_config(folder: Path, *changes: dict) -> Path:
 
 
 def train(folder: Path, *changes: dict, ranks: int = 1, flags: tuple[str, ...] = (), timeout_s: float = 240) -> Run:
-    """Train at tiny size in `folder` with `changes` to the config; asserts nothing about the outcome."""
-    folder.mkdir(parents=True, exist_ok=True)
-    config = write_config(folder, *changes)
-    script = [str(ROOT / "train_video.py"), "--base", str(config), *flags]
+    """Train at tiny size in `folder` with `changes` to the config, each rank in a process of its own.
+
+    The processes are forked from one that has loaded torch and DeepSpeed, which takes most of a tiny run's time;
+    `launch` starts from nothing. Asserts nothing about the outcome.
+    """
+    arguments = ["--base", str(_config_in(folder, *changes)), *flags]
+    status, output = run_warm(arguments, environment(ranks), ranks, folder / "output.log", timeout_s)
+    return Run(status, output, folder / "runs")
+
+
+def launch(folder: Path, *changes: dict, ranks: int = 1, flags: tuple[str, ...] = (), timeout_s: float = 240) -> Run:
+    """As `train`, with the command that a user gives: Python, or tools/torchrun.py for several ranks."""
+    script = [str(ROOT / "train_video.py"), "--base", str(_config_in(folder, *changes)), *flags]
     return run(launcher(ranks) + script, folder / "runs", environment(ranks), timeout_s)
 
 
+def _config_in(folder: Path, *changes: dict) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    return write_config(folder, *changes)
+
+
 def launcher(ranks: int) -> list[str]:
-    """The command before the script: Python itself, or torchrun for several ranks."""
+    """The command before the script: Python itself, or our torchrun for several ranks."""
     if ranks == 1:
         return [sys.executable]
-    return [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
+    return [sys.executable, str(ROOT / "tools" / "torchrun.py"), "--standalone", f"--nproc_per_node={ranks}"]
 
 
 def environment(ranks: int = 1) -> dict[str, str]:
@@ -122,6 +137,16 @@ def run(command: list[str], save: Path, env: dict[str, str], timeout_s: float = 
         command, env=env, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=timeout_s
     )
     return Run(done.returncode, done.stdout, save)
+
+
+def one_error(done: Run, *parts: str, status: int = 2) -> None:
+    """Assert that `done` ended with one error of one screen that says each of `parts` once, and left no run behind."""
+    assert done.status == status, done.output[-3000:]
+    assert "Traceback" not in done.output, done.output[-3000:]
+    assert len(done.output.strip().splitlines()) <= 40, done.output
+    for part in parts:
+        assert done.output.count(part) == 1, done.output
+    assert not done.save.exists() or not any(path.is_dir() for path in done.save.iterdir())
 
 
 def _merge(into: dict, change: dict) -> None:

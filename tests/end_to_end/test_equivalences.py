@@ -58,7 +58,7 @@ def _rate(lr: float) -> dict:
     return {"optimizer": {"params": {"lr": lr, "weight_decay": 0.0}}}
 
 
-@pytest.mark.parametrize("stage", [0, 2, 3])
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_two_micro_batches_of_one_equal_a_batch_of_two(tmp_path: Path, stage: int) -> None:
     """Truth: identity. Every draw is a function of the sample (see `fixed_draws`), so that only the cut differs."""
     zero = {"zero_optimization": {"stage": stage, "stage3_param_persistence_threshold": 0}}
@@ -101,7 +101,7 @@ def test_a_resumed_run_goes_on_as_if_it_had_not_stopped(tmp_path: Path, stage: i
 def test_resuming_on_another_number_of_ranks_is_one_error(tmp_path: Path) -> None:
     one = checked(train(tmp_path, {"args": {"train_iters": 1}}))
     two = train(tmp_path, ranks=2, flags=("--resume", str(one.folder)))
-    assert two.status != 0 and two.output.count("was saved by 1 ranks and this run has 2") == 1
+    assert two.status == 2 and two.output.count("was saved by 1 ranks and this run has 2") == 1, two.output[-3000:]
 
 
 def test_adapters_on_adapters_load_their_base_too(tmp_path: Path) -> None:

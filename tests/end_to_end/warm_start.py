@@ -1,0 +1,86 @@
+"""Runs of `train_video.main` in processes forked from one that has everything imported: start-up costs once.
+
+Each rank is a process of its own with its own environment, output and exit status, as under a launcher; only the
+imports are shared. What depends on the launcher or on a fresh interpreter is tested with `runs.launch`.
+"""
+
+from __future__ import annotations
+
+import functools
+import multiprocessing
+import os
+import socket
+import sys
+import time
+from multiprocessing.context import ForkServerContext
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+GRACE_S = 20  # how long the other ranks may take to end once one has failed, as they would under torchrun
+STOPPED = {-15, -9}
+
+
+@functools.cache
+def _context() -> ForkServerContext:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.end_to_end.preloaded"])
+    return context
+
+
+def run_warm(arguments: list[str], env: dict[str, str], ranks: int, log: Path, timeout_s: float) -> tuple[int, str]:
+    """The exit status and the output, in order, of `train_video.main(arguments)` on `ranks` ranks.
+
+    Raises:
+        TimeoutError: after `timeout_s`; the ranks are killed.
+    """
+    env = env | {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks)}
+    if ranks > 1:
+        env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
+    log.write_bytes(b"")
+    processes = []
+    for rank in range(ranks):
+        own = env | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+        process = _context().Process(target=_rank, args=(arguments, own, str(log)))
+        process.start()
+        processes.append(process)
+    try:
+        _wait(processes, timeout_s)
+    finally:
+        output = log.read_text(encoding="utf-8", errors="replace")
+    codes = [process.exitcode for process in processes]
+    failures = [code for code in codes if code]
+    return next((code for code in failures if code not in STOPPED), next(iter(failures), 0)), output
+
+
+def _wait(processes: list[BaseProcess], timeout_s: float) -> None:
+    end, failed = time.monotonic() + timeout_s, False
+    while any(process.is_alive() for process in processes):
+        for process in processes:
+            process.join(0.05)
+        if not failed and any(process.exitcode for process in processes):
+            failed, end = True, min(end, time.monotonic() + GRACE_S)
+        if time.monotonic() > end:
+            for process in processes:
+                process.kill()
+                process.join()
+            if not failed:
+                raise TimeoutError(f"the run took more than {timeout_s} s")
+
+
+def _rank(arguments: list[str], env: dict[str, str], log: str) -> None:
+    assert "deepspeed" in sys.modules, "the fork server has not loaded tests/end_to_end/preloaded.py"
+    output = os.open(log, os.O_WRONLY | os.O_APPEND)
+    for stream in (1, 2):
+        os.dup2(output, stream)
+    os.environ.clear()
+    os.environ.update(env)
+    sys.argv = ["train_video.py", *arguments]
+    import train_video
+
+    sys.exit(train_video.main(arguments))
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
