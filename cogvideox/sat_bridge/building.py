@@ -9,6 +9,7 @@ from typing import Any
 
 import deepspeed
 import torch
+from deepspeed.runtime.fp16.unfused_optimizer import FP16_UnfusedOptimizer
 from torch import nn
 
 from cogvideox.checkpoint.loading import read_starting_weights
@@ -87,9 +88,22 @@ def setup_model_untrainable_params_and_optimizer(
         )
     finally:
         args.deepspeed_config = config
+    if isinstance(optimizer, FP16_UnfusedOptimizer):
+        _forget_rehearsal(optimizer)
     if engine.zero_optimization_partition_weights():
         _register_external_parameters(engine.module)
     return engine, optimizer
+
+
+def _forget_rehearsal(optimizer: FP16_UnfusedOptimizer) -> None:
+    """Undo the step on zero gradients that DeepSpeed takes at ZeRO 0 in half precision to allocate its states.
+
+    It counts as a step in Adam's bias correction, so that the first real ones come out up to a quarter too small.
+    """
+    optimizer.optimizer.state.clear()
+    for halves, masters in zip(optimizer.fp16_groups, optimizer.fp32_groups, strict=True):
+        for half, master in zip(halves, masters, strict=True):
+            master.data.copy_(half.data)
 
 
 def _register_external_parameters(model: nn.Module) -> None:
