@@ -13,7 +13,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import platform
+import shlex
 import sys
+from collections.abc import Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +27,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from cogvideox.errors import UserError  # noqa: E402
+from cogvideox.platform import device_name  # noqa: E402
 from cogvideox.transformer.model import DTYPES  # noqa: E402
 from tools.benchmark_sizes import SIZES  # noqa: E402
 from tools.benchmark_step import benchmark_step  # noqa: E402
@@ -53,10 +58,36 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     return args
 
 
-def machine() -> dict[str, Any]:
-    """What the numbers depend on."""
-    capability = torch.backends.cpu.get_cpu_capability()
-    return {"torch": torch.__version__, "threads": torch.get_num_threads(), "cpu_capability": capability}
+def circumstances(arguments: Sequence[str]) -> dict[str, Any]:
+    """What the numbers depend on, and the command that repeats them."""
+    packages = ("torch", "deepspeed", "SwissArmyTransformer", "diffusers")
+    return {
+        "command": shlex.join(["python", "tools/benchmark.py", *arguments]),
+        "versions": {"python": platform.python_version()} | {name: _version(name) for name in packages},
+        "cpu": {
+            "model": _cpu_model(),
+            "threads": torch.get_num_threads(),
+            "simd": torch.backends.cpu.get_cpu_capability(),
+        },
+        "device": device_name(),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _cpu_model() -> str:
+    """As Linux names it; elsewhere, what Python knows."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    named = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    return next(named, platform.processor())
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -68,7 +99,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 2
     if args.json is not None:
-        report = {"benchmark": args.command, "runs": args.runs, **machine(), "results": results}
+        given = sys.argv[1:] if arguments is None else arguments
+        report = {"benchmark": args.command, "runs": args.runs, **circumstances(given), "results": results}
         args.json.parent.mkdir(parents=True, exist_ok=True)
         args.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     return 0

@@ -27,7 +27,10 @@ def test_transformer_against_diffusers(tmp_path: Path, capsys: pytest.CaptureFix
     report = tmp_path / "out" / "report.json"
     command = ["transformer", "--model", "tiny", "--against", "diffusers", "--json", str(report), "--device", "cpu"]
     assert benchmark.main(command) == 0
-    (result,) = json.loads(report.read_text(encoding="utf-8"))["results"]
+    written = json.loads(report.read_text(encoding="utf-8"))
+    assert written["command"] == f"python tools/benchmark.py {' '.join(command)}"
+    assert written["versions"]["torch"] and written["versions"]["diffusers"] and written["cpu"]["model"]
+    (result,) = written["results"]
     assert len(result["ours"]["seconds"]) == len(result["diffusers"]["seconds"]) == 5
     assert result["ratio"] == result["ours"]["median_s"] / result["diffusers"]["median_s"]
     assert result["ours"]["peak_memory_gib"] > 0
