@@ -149,7 +149,11 @@ def log_video(
         return
     videos = model.log_video(batch, only_log_video_latents=only_log_video_latents)
     if groups.world.rank == 0:
-        written = save_samples(videos, batch, Path(args.save), args.iteration, args.eval_batch, args.eval_split)
+        try:
+            written = save_samples(videos, batch, Path(args.save), args.iteration, args.eval_batch, args.eval_split)
+        except OSError as error:
+            logger.warning("the samples of iteration %d are not all saved, training goes on: %s", args.iteration, error)
+            return
         if report_videos is not None and written:
             report_videos(args.iteration, written, int(batch["fps"][0]))
 

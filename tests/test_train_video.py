@@ -70,6 +70,16 @@ def test_an_evaluation_step_saves_videos_with_captions_and_gives_float32_metrics
     assert (iteration, fps, len(files["samples"])) == (4, 8, 6)
 
 
+def test_samples_that_cannot_be_written_do_not_end_the_evaluation(tmp_path: Path, caplog: Any) -> None:
+    (tmp_path / "video").write_text("a file where the folder should be")
+    told: list[Any] = []
+    loss, _ = train_video.forward_step_eval(
+        iter([multi_view()]), Model(), arguments(tmp_path), Timers(), report_videos=lambda *call: told.append(call)
+    )
+    assert loss.item() == 0.5 and not told
+    assert "the samples of iteration 4 are not all saved" in caplog.text
+
+
 def test_a_training_step_writes_the_merged_config_once(tmp_path: Path) -> None:
     batch = {"mp4": torch.zeros(1, 5, 3, 16, 16), "txt": ["x"], "num_frames": torch.ones(1), "fps": torch.ones(1)}
     args, model, timers = arguments(tmp_path), Model(), Timers()

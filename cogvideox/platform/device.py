@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import resource
 import sys
 import time
@@ -93,13 +92,6 @@ def elapsed_events(start: torch.cuda.Event | float, end: torch.cuda.Event | floa
     assert isinstance(start, torch.cuda.Event) and isinstance(end, torch.cuda.Event)
     end.synchronize()
     return start.elapsed_time(end) / 1000.0
-
-
-def profiler_range(name: str) -> AbstractContextManager[object]:
-    """A named range for the profiler of this device."""
-    if torch.cuda.is_available():
-        return torch.cuda.nvtx.range(name)
-    return contextlib.nullcontext()
 
 
 def device_random_states() -> list[torch.Tensor]:

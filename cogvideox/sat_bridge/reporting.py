@@ -11,7 +11,7 @@ from cogvideox.parallel import current
 from cogvideox.platform import device_name
 from cogvideox.sat_bridge.recorder import Recorder
 from cogvideox.telemetry.phases import phases
-from cogvideox.telemetry.progress import Progress, evaluation_line
+from cogvideox.telemetry.progress import evaluation_line, training_line
 from cogvideox.telemetry.report import write_report
 from cogvideox.telemetry.sinks import Logger, NullLogger, RunLogger, WandbSettings
 from cogvideox.telemetry.throughput import ForwardFlops, Throughput, peak_flops, training_flops, transformer_flops
@@ -75,7 +75,7 @@ class Reporter:
             values["loss_scale"] = loss_scale
         seconds_of_phases = {f"seconds_{name}": value / iterations for name, value in phases.totals().items()}
         self._logger.iteration(step, values | seconds_of_phases)
-        Progress(total).iteration(step, values)
+        self.say(training_line(step, total, values))
         self._has_content = True
 
     def _forward_flops(self) -> ForwardFlops:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ def save_samples(
 
     Latents go to `video/latents/latents_gs-<iteration>/latent.pt` (`latent-<k>.pt` for a later batch of the same
     evaluation). The videos of later batches are numbered on; names of a `split` other than `val` begin with it.
-    Returns the mp4 files by key.
+    Returns the mp4 files by key. Raises OSError where the disk is full or the folder gone.
     """
     prefix = "" if split == "val" else f"{split}_"
     shown = len(next(iter(videos.values())))
@@ -32,7 +33,9 @@ def save_samples(
         path = folder / "video" / "latents" / f"{prefix}latents_gs-{iteration:06d}"
         path.mkdir(parents=True, exist_ok=True)
         name = "latent.pt" if batch_number == 0 else f"latent-{batch_number}.pt"
-        torch.save(videos["latents"].detach().cpu(), path / name)
+        buffer = io.BytesIO()  # torch's own writer hides a full disk behind a RuntimeError
+        torch.save(videos["latents"].detach().cpu(), buffer)
+        (path / name).write_bytes(buffer.getvalue())
         return {}
     fps = int(batch["fps"][0])
     written: dict[str, list[Path]] = {}

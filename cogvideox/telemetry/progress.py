@@ -1,14 +1,11 @@
-"""The line that a person reads: one per logged iteration, through `logging`, from rank 0 only."""
+"""The lines that a person reads, one per logged iteration: no carriage returns, no colours, so that they read the same
+in a terminal and in a log file.
+"""
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Mapping
-
-from cogvideox.parallel import current
-
-logger = logging.getLogger(__name__)
 
 # Metric → how it reads. In this order; what is missing is left out.
 _TRAINING_FIELDS = {
@@ -45,20 +42,3 @@ def evaluation_line(step: int, values: Mapping[str, float], split: str) -> str:
     """One evaluation in words: every metric that it has."""
     parts = [f"{split} at iteration {step}", *(f"{key} {value:.5f}" for key, value in values.items())]
     return " | ".join(parts)
-
-
-class Progress:
-    """Says how the run goes. No carriage returns, no colours: the same in a terminal and in a log file."""
-
-    def __init__(self, total_iterations: int) -> None:
-        self.total_iterations = total_iterations
-
-    def iteration(self, step: int, values: Mapping[str, float]) -> None:
-        """Log one training line; `values` as for `RunLogger.iteration`."""
-        if current().world.rank == 0:
-            logger.info(training_line(step, self.total_iterations, values))
-
-    def evaluation(self, step: int, values: Mapping[str, float], split: str) -> None:
-        """Log one evaluation line."""
-        if current().world.rank == 0:
-            logger.info(evaluation_line(step, values, split))

@@ -73,11 +73,6 @@ def training_flops(forward: ForwardFlops, *, lora: bool = False) -> float:
     return forward.total * (LORA_MULTIPLE if lora else FULL_MULTIPLE)
 
 
-def hardware_flops(forward: ForwardFlops, *, lora: bool = False, activation_checkpointing: bool = False) -> float:
-    """FLOPs that the device really does in one training step: recomputing activations is one forward pass more."""
-    return training_flops(forward, lora=lora) + (forward.total if activation_checkpointing else 0.0)
-
-
 @dataclass(frozen=True)
 class _Peak:
     """Dense TFLOP/s, tensor cores accumulating in float32 (what torch's matmul does). None: no such unit."""

@@ -1,4 +1,4 @@
-"""Half-precision products on a CPU without AVX-512, where torch's take ten to fifty times as long as in float32.
+"""Half-precision products on a CPU without AVX-512, where torch's take far longer than in float32.
 
 A product of two bfloat16 or float16 numbers is exact in float32, and torch sums in float32 either way: widening changes
 no more than the order of a sum. Everywhere else these are torch's own functions. To go when torch does so itself.

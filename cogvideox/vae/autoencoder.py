@@ -141,7 +141,7 @@ def _prepare(x: Tensor, dtype: torch.dtype) -> Tensor:
 
 @contextlib.contextmanager
 def _arithmetic(x: Tensor) -> Iterator[torch.dtype]:
-    """The dtype to compute in: x's or autocast's, but float32 where a CPU cannot convolve in it (200× slower)."""
+    """The dtype to compute in: x's or autocast's, but float32 where the CPU has no instructions for it."""
     kind = x.device.type
     wanted = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
     if kind != "cpu" or _cpu_convolves(wanted):
