@@ -21,10 +21,12 @@ from torch import Tensor, nn
 from cogvideox import parallel
 from cogvideox.checkpoint.loading import StartingWeights
 from cogvideox.checkpoint.transformer_names import to_sat
+from cogvideox.conditioning.images import coarsened, noised_images, placed_in_time, with_dropout
 from cogvideox.config import instantiate, resolve_target
 from cogvideox.errors import UserError
 from cogvideox.platform import autocast, current_device
 from cogvideox.telemetry.phases import phases
+from cogvideox.transformer.layout import pad_in_front
 from cogvideox.transformer.lora import is_adapter
 
 logger = logging.getLogger(__name__)
@@ -33,16 +35,6 @@ DTYPE_NAMES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf
 NETWORK_WRAPPER = "cogvideox.transformer.wrapper.NetworkWrapper"
 NETWORK_PREFIX = "model.diffusion_model."
 OTHER_PREFIXES = ("first_stage_model.", "conditioner.", "denoiser.", "loss_fn.")
-# Keys of `model:` whose models this engine does not build, each with the value that asks for nothing.
-NOT_BUILT = {
-    "noised_image_input": False,
-    "noised_image_all_concat": False,
-    "noised_image_dropout": 0.0,
-    "latent_input": False,
-    "lr_scale": None,
-    "lora_train": False,
-    "use_pd": False,
-}
 
 
 class SATVideoDiffusionEngine(nn.Module):
@@ -55,10 +47,18 @@ class SATVideoDiffusionEngine(nn.Module):
     def __init__(self, args: argparse.Namespace, params_dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
         config: Mapping[str, Any] = args.model_config
-        _refuse_unbuilt(config)
         self.dtype = params_dtype
         self.input_key: str = config.get("input_key", "mp4")
+        self.latent_input: bool = config.get("latent_input", False)
         self.scale_factor: float = config.get("scale_factor", 1.0)
+        self.lr_scale: float | None = config.get("lr_scale")
+        self.noised_image_input: bool = config.get("noised_image_input", False)
+        self.noised_image_all_concat: bool = config.get("noised_image_all_concat", False)
+        self.noised_image_dropout: float = config.get("noised_image_dropout", 0.0)
+        image_scale = config.get("image_scale_factor")
+        self.image_scale_factor: float = self.scale_factor if image_scale is None else image_scale
+        if self.latent_input and (self.noised_image_input or self.lr_scale is not None):
+            raise UserError("model.latent_input: noised_image_input and lr_scale need pixels: turn one off")
         self.not_trainable_prefixes = list(config.get("not_trainable_prefixes", ["first_stage_model", "conditioner"]))
         self.samples_at_a_time: int | None = config.get("en_and_decode_n_samples_a_time")
         self.first_stage_autocast = not config.get("disable_first_stage_autocast", False)
@@ -143,9 +143,21 @@ class SATVideoDiffusionEngine(nn.Module):
         logger.info("loaded %s; %d parameters keep their initial values", weights.source, len(missing))
 
     def shared_step(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss of a batch (`mp4`, `txt`, …): mean over its samples, and the same in a dict for the log."""
+        """The loss of a batch (`mp4`, `txt`, …): mean over its samples, and the same in a dict for the log.
+
+        Draws, in order: noise on first frames, their latents, the clips' latents, image dropout, then the loss's.
+        """
         with phases("vae"):
-            z = self.encode_clips(self.get_input(batch))
+            clips = self.get_input(batch)
+            image_latents = self.encode_images(noised_images(clips[:, 0])) if self.noised_image_input else None
+            z = pad_in_front(clips * self.scale_factor if self.latent_input else self.encode_clips(clips), self.patch_t)
+            if self.lr_scale is not None:
+                low = self.encode_clips(coarsened(clips, self.lr_scale))
+                batch = batch | {"lr_input": pad_in_front(low, self.patch_t)}
+            if image_latents is not None:
+                rate = self.noised_image_dropout if self.training else 0.0
+                shown = parallel.current().model.broadcast(with_dropout(image_latents, rate))
+                batch = batch | {"concat_images": placed_in_time(shown, z.shape[1], self.noised_image_all_concat)}
         return self(z, batch)
 
     def forward(self, z: Tensor, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
@@ -158,7 +170,7 @@ class SATVideoDiffusionEngine(nn.Module):
         return loss, {"loss": loss}
 
     def get_input(self, batch: Mapping[str, Any]) -> Tensor:
-        """The clips of the batch, (B,F,3,H,W), in the engine's dtype and place."""
+        """The clips of the batch, (B,F,3,H,W), or its latents, in the engine's dtype and place."""
         return batch[self.input_key].to(self.device, self.dtype)
 
     def encode_clips(self, clips: Tensor) -> Tensor:
@@ -167,6 +179,17 @@ class SATVideoDiffusionEngine(nn.Module):
         """
         z = self.encode_first_stage(rearrange(clips, "b f c h w -> b c f h w"))
         return parallel.current().model.broadcast(rearrange(z, "b c t h w -> b t c h w").contiguous())
+
+    def encode_images(self, images: Tensor) -> Tensor:
+        """Images (B,3,H,W) in [-1, 1] → latents (B,1,C,h,w) scaled by `image_scale_factor`, for `concat_images`."""
+        z = self.encode_clips(images[:, None].to(self.device, self.dtype))
+        return z if self.image_scale_factor == self.scale_factor else z * (self.image_scale_factor / self.scale_factor)
+
+    def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
+        """(T,C,h,w) of the latent of a clip; UserError where the VAE or the positions do not take it."""
+        shape = self.first_stage_model.latent_shape(frames, height, width)
+        self.network.check_positions((shape[0] + -shape[0] % self.patch_t, *shape[1:]))
+        return shape
 
     def decode_clips(self, z: Tensor) -> Tensor:
         """Scaled latents (B,T,C,h,w) → clips (B,F,3,H,W), float32, about [-1, 1]."""
@@ -194,33 +217,56 @@ class SATVideoDiffusionEngine(nn.Module):
         uc: dict[str, Tensor] | None = None,
         batch_size: int = 16,
         shape: tuple[int, ...] | None = None,
-        **model_inputs: Any,
+        noise: Tensor | None = None,
+        image_latents: Tensor | None = None,
+        generator: torch.Generator | None = None,
+        **sampler_inputs: Any,
     ) -> Tensor:
-        """Scaled latents (`batch_size`, *`shape`) in the engine's dtype, from noise; `shape` is (T,C,h,w)."""
+        """Scaled latents (`batch_size`, *`shape`) in the engine's dtype; `shape` is (T,C,h,w).
+
+        `noise` (B,T′,C,h,w) is what to start from, else it is drawn; T′ is T rounded up to the temporal patch, and the
+        frames in front that this adds are dropped at the end. `image_latents` (B,1,C,h,w) are `encode_images`'.
+        """
         if self.sampler is None:
             raise UserError("the config has no model.sampler_config: samples cannot be drawn")
         assert shape is not None
-        noise = torch.randn(batch_size, *shape, device=self.device)
-        parallel.current().model.broadcast(noise)
+        extra = -shape[0] % self.patch_t
+        if noise is None:
+            at = self.device if generator is None else generator.device
+            noise = torch.randn(batch_size, shape[0] + extra, *shape[1:], device=at, generator=generator)
+        noise = parallel.current().model.broadcast(noise.to(self.device))
+        if (image_latents is None) == self.noised_image_input:
+            raise UserError("model.noised_image_input decides whether samples start from an image: give one, or none")
+        if image_latents is not None:
+            image_latents = image_latents.to(self.device, self.dtype)
+            concat = placed_in_time(image_latents, noise.shape[1], self.noised_image_all_concat)
+            cond, uc = {**cond, "concat": concat}, None if uc is None else {**uc, "concat": concat}
 
         def denoise(x: Tensor, sqrt_alpha_bar: Tensor, c: Mapping[str, Any], **kwargs: Any) -> Tensor:
             return self.denoiser(self.model, x, sqrt_alpha_bar, c, **kwargs)
 
-        return self.sampler(denoise, noise, cond, uc=uc, **model_inputs).to(self.dtype)
+        samples = self.sampler(denoise, noise, cond, uc=uc, generator=generator, **sampler_inputs)
+        return samples[:, extra:].to(self.dtype)
 
     @torch.no_grad()
     def log_video(self, batch: dict[str, Any], N: int = 8, only_log_video_latents: bool = False) -> dict[str, Tensor]:
         """What an evaluation shows of the first `N` clips: `inputs`, `reconstructions` (through the VAE and back) and
         `samples` (from their captions), each (B,F,3,H,W) float32, or `latents` (B,T,C,h,w), unscaled, alone.
         """
-        clips = self.get_input(batch)[:N]
+        given = self.get_input(batch)[:N]
+        clips = self.decode_clips(given * self.scale_factor).to(self.dtype) if self.latent_input else given
         first = {key: value[:N] for key, value in batch.items() if isinstance(value, list | Tensor)}
         cond, uc = self.conditioner.get_unconditional_conditioning(
-            first,
-            force_uc_zero_embeddings=[embedder.input_key for embedder in self.conditioner.embedders],
+            first, force_uc_zero_embeddings=[embedder.input_key for embedder in self.conditioner.embedders]
         )
-        z = self.encode_clips(clips)
-        samples = self.sample(self._cast(cond), self._cast(uc), batch_size=len(clips), shape=tuple(z.shape[1:]))
+        z = given * self.scale_factor if self.latent_input else self.encode_clips(clips)
+        samples = self.sample(
+            self._cast(cond),
+            self._cast(uc),
+            batch_size=len(clips),
+            shape=tuple(z.shape[1:]),
+            image_latents=self.encode_images(clips[:, 0]) if self.noised_image_input else None,
+        )
         if only_log_video_latents:
             return {"latents": samples.float() / self.scale_factor}
         return {
@@ -248,10 +294,7 @@ class SATVideoDiffusionEngine(nn.Module):
         """The transformer inside its wrapper."""
         return self.model.diffusion_model
 
-
-def _refuse_unbuilt(config: Mapping[str, Any]) -> None:
-    asked = [key for key, nothing in NOT_BUILT.items() if config.get(key, nothing) not in (nothing, None)]
-    if asked:
-        raise UserError(
-            f"model.{', model.'.join(asked)}: image-to-video, latent input and distillation are not supported here"
-        )
+    @property
+    def patch_t(self) -> int:
+        """Latent frames in a token: 1, or 2 in the 1.5 models."""
+        return self.network.patch[0]

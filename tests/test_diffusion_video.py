@@ -106,9 +106,3 @@ def test_weights_load_from_diffusers_names(engine) -> None:  # noqa: ANN001
     other.load_weights(StartingWeights(given, Path("here")), allow_missing=False)
     loaded = other.network.state_dict()
     assert all(torch.equal(tensor, loaded[name]) for name, tensor in state.items())
-
-
-@pytest.mark.parametrize("key", ["noised_image_input", "latent_input", "use_pd"])
-def test_what_is_not_built_is_refused(key: str) -> None:
-    with pytest.raises(UserError, match=key):
-        build_engine(**{key: True})

@@ -183,7 +183,8 @@ class Guide:
         """x̂₀ like `x` at a step."""
         if self.uc is None or self.guider is None or self.scale == 1:
             return self._denoise(x, step, self.cond, self.model_inputs)
-        both_inputs = {key: torch.cat([value, value]) for key, value in self.model_inputs.items()}
+        of_samples = {key: value.expand(x.shape[0], *value.shape[1:]) for key, value in self.model_inputs.items()}
+        both_inputs = {key: torch.cat([value, value]) for key, value in of_samples.items()}
         x0 = self._denoise(torch.cat([x, x]), step, doubled(self.uc, self.cond), both_inputs)
         return self.guider(x0, step.t, self.scale, self.num_steps)
 
@@ -197,8 +198,9 @@ def shared_normal(generator: torch.Generator | None) -> NoiseSource:
     """Standard normal noise like a tensor, the same on every model-parallel rank."""
 
     def draw(x: Tensor) -> Tensor:
-        noise = torch.randn(x.shape, dtype=x.dtype, device=x.device, generator=generator)
-        return parallel.current().model.broadcast(noise)
+        at = x.device if generator is None else generator.device
+        noise = torch.randn(x.shape, dtype=x.dtype, device=at, generator=generator)
+        return parallel.current().model.broadcast(noise.to(x.device))
 
     return draw
 

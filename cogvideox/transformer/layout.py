@@ -23,6 +23,12 @@ def as_patch(patch_size: int | Sequence[int]) -> Patch:
     return patch[0], patch[1], patch[2]
 
 
+def pad_in_front(latent: torch.Tensor, patch_t: int) -> torch.Tensor:
+    """(B, T, C, H, W) with its first frame repeated in front, so that `patch_t` divides T: what 1.5 was trained on."""
+    extra = -latent.shape[1] % patch_t
+    return torch.cat([latent[:, :1].expand(-1, extra, -1, -1, -1), latent], dim=1) if extra else latent
+
+
 @dataclass(frozen=True)
 class TokenLayout:
     """N text tokens, then a grid of `frames` x `height` x `width` video tokens, each a `patch` of the latent."""
@@ -62,13 +68,18 @@ class TokenLayout:
         """N + S, the whole sequence."""
         return self.text_length + self.video_length
 
+    def fits(self, largest_grid: tuple[int, int, int]) -> bool:
+        """Whether the grid is within a table of positions for `largest_grid`."""
+        return all(have <= limit for have, limit in zip(self.grid, largest_grid, strict=True))
+
     def check_fits(self, largest_grid: tuple[int, int, int]) -> None:
         """Raise UserError where the grid is larger than what the position table was built for."""
-        if any(have > limit for have, limit in zip(self.grid, largest_grid, strict=True)):
+        if not self.fits(largest_grid):
             keys = "num_frames, latent_height and latent_width of the transformer's params"
             raise UserError(
                 f"{_times(self.grid)} video tokens (time x height x width), but positions go up to "
-                f"{_times(largest_grid)}: use fewer frames or smaller pictures, or raise {keys}"
+                f"{_times(largest_grid)}: use fewer frames or smaller pictures, raise {keys}, or set "
+                "`interpolate: true` in pos_embed_config.params"
             )
 
 

@@ -5,6 +5,7 @@ Shapes: B batch, T latent frames, C channels, H W latent rows and columns, N tex
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
@@ -12,41 +13,29 @@ from typing import Any, ClassVar
 import torch
 import torch.nn.functional as F
 from sat.model.base_model import BaseModel
-from torch import nn
 
 from cogvideox.config import instantiate
 from cogvideox.config.binding import signature_of
 from cogvideox.config.targets import resolve_target
 from cogvideox.errors import UserError
 from cogvideox.transformer.adaln import HeadNorm
-from cogvideox.transformer.arithmetic import Linear
 from cogvideox.transformer.backbone import TransformerArgs, VideoTransformer
 from cogvideox.transformer.layout import TokenLayout, as_patch
 from cogvideox.transformer.lora import is_adapter
+from cogvideox.transformer.scalars import scalar_embedding, sinusoid
 from cogvideox.transformer.tensor_parallel import model_parallel_groups, shard
 
+logger = logging.getLogger(__name__)
+
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-
-
-# Sinusoids of a scalar, cosines first (Ho et al. 2020; period 10,000), in float32.
-def sinusoid(values: torch.Tensor, width: int) -> torch.Tensor:
-    """(B,) -> (B, width) float32"""
-    half = width // 2
-    frequencies = torch.exp(-math.log(10000.0) / half * torch.arange(half, dtype=torch.float32, device=values.device))
-    angles = values.float()[:, None] * frequencies
-    return torch.cat([angles.cos(), angles.sin()], dim=1)
-
-
-def scalar_embedding(width_in: int, width_out: int) -> nn.Sequential:
-    """Linear, SiLU, Linear on a sinusoid."""
-    return nn.Sequential(Linear(width_in, width_out), nn.SiLU(), Linear(width_out, width_out))
 
 
 class DiffusionTransformer(BaseModel):
     """All CogVideoX models: which one is a matter of the config.
 
     `modules` holds the nodes `pos_embed_config`, `patch_embed_config`, `adaln_layer_config`, `final_layer_config` and,
-    for LoRA, `lora_config`. `dtype` ("fp32", "fp16" or "bf16") is the weights' and the computation's.
+    for LoRA, `lora_config`. `dtype` ("fp32", "fp16" or "bf16") is the weights' and the computation's. `ofs` is what a
+    model with `ofs_embed_dim` (1.5 I2V) is told where its caller says nothing: the published one knows 2.0 only.
     Raises UserError for options that are not supported and sizes that do not divide.
     """
 
@@ -76,6 +65,7 @@ class DiffusionTransformer(BaseModel):
         use_SwiGLU: bool = False,
         use_RMSNorm: bool = False,
         ofs_embed_dim: int | None = None,
+        ofs: float = 2.0,
         dtype: str = "fp32",
     ) -> None:
         _only("num_classes", num_classes, None)
@@ -87,7 +77,7 @@ class DiffusionTransformer(BaseModel):
         available = {  # what the modules' constructors may ask for
             "height": latent_height // patch[1],
             "width": latent_width // patch[2],
-            "compressed_num_frames": (num_frames - 1) // time_compressed_rate + 1,
+            "compressed_num_frames": math.ceil(((num_frames - 1) // time_compressed_rate + 1) / patch[0]),
             "height_interpolation": height_interpolation,
             "width_interpolation": width_interpolation,
             "time_interpolation": time_interpolation,
@@ -107,7 +97,8 @@ class DiffusionTransformer(BaseModel):
         super().__init__(args=None, transformer=stack)
         self.patch, self.in_channels, self.hidden_size = patch, in_channels, hidden_size
         self.num_attention_heads = num_attention_heads
-        self.ofs_embed_dim = ofs_embed_dim
+        self.ofs_embed_dim, self.ofs = ofs_embed_dim, ofs
+        self._said: set[str] = set()
         self._build(modules, available, skip_init=args.skip_init)
         self.to(DTYPES[dtype])
 
@@ -143,12 +134,15 @@ class DiffusionTransformer(BaseModel):
         y: torch.Tensor | None = None,
         concat_images: torch.Tensor | None = None,
         ofs: torch.Tensor | None = None,
+        **kw: Any,
     ) -> torch.Tensor:
         """v-prediction for a noised latent.
 
         x (B, T, C, H, W), timesteps (B,), context (B, N, text width), concat_images (B or B/2, T, C', H, W) joined on
-        channels, ofs (B,) or (1,) -> (B, T, C_out, H, W). Raises UserError on shapes that do not fit.
+        channels, ofs (B,) or (1,) -> (B, T, C_out, H, W). Other keywords are for networks that read them (`lr_input`):
+        this one says once that it does not. Raises UserError on shapes that do not fit.
         """
+        self._say_unread(kw)
         assert timesteps is not None and context is not None and y is None
         x, context = self._join_images(x.to(self.dtype), concat_images), context.to(self.dtype)
         self._check_context(x, context)
@@ -164,13 +158,17 @@ class DiffusionTransformer(BaseModel):
     def _time_features(self, timesteps: torch.Tensor, ofs: torch.Tensor | None) -> torch.Tensor:
         """SiLU of the time embedding (plus that of `ofs`), which every modulation starts from. (B, time_embed_dim)"""
         embedding = self.time_embed(sinusoid(timesteps, self.hidden_size).to(self.dtype))
-        if (ofs is None) != (self.ofs_embed_dim is None):
-            raise UserError(
-                f"ofs is {ofs}, but the transformer's ofs_embed_dim is {self.ofs_embed_dim}: give both or none"
-            )
-        if ofs is not None and self.ofs_embed_dim is not None:
-            embedding = embedding + self.ofs_embed(sinusoid(ofs, self.ofs_embed_dim).to(self.dtype))
-        return F.silu(embedding)
+        if self.ofs_embed_dim is None:
+            if ofs is not None:
+                raise UserError("ofs is given, but the transformer has no ofs_embed_dim: give both or none")
+            return F.silu(embedding)
+        told = timesteps.new_full((1,), self.ofs, dtype=torch.float32) if ofs is None else ofs
+        return F.silu(embedding + self.ofs_embed(sinusoid(told, self.ofs_embed_dim).to(self.dtype)))
+
+    def _say_unread(self, keywords: Mapping[str, Any]) -> None:
+        for name in keywords.keys() - self._said:
+            self._said.add(name)
+            logger.warning("the transformer does not read `%s`", name)
 
     def _join_images(self, x: torch.Tensor, images: torch.Tensor | None) -> torch.Tensor:
         """Guidance doubles the batch of x, not that of the images."""
@@ -216,6 +214,13 @@ class DiffusionTransformer(BaseModel):
                 f"{_some(missing)}, {len(result.unexpected_keys)} unknown{_some(result.unexpected_keys)}"
             )
         return list(result.missing_keys)
+
+    def check_positions(self, latent: tuple[int, int, int, int]) -> None:
+        """Raise UserError where a latent (T, C, H, W) is uneven or beyond the positions."""
+        positions = self.mixins["pos_embed"]
+        layout = TokenLayout.of(torch.Size([1, *latent]), positions.text_length, self.patch)
+        if not positions.interpolate:
+            layout.check_fits(positions.grid)
 
     def shard(self, name: str, tensor: torch.Tensor, rank: int, ranks: int) -> torch.Tensor:
         """What model-parallel rank `rank` of `ranks` holds of the whole parameter `name`."""

@@ -10,6 +10,7 @@ from collections import OrderedDict
 from typing import Any, ClassVar, Protocol
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange, repeat
 from sat.model.base_model import BaseMixin
 from torch import nn
@@ -84,7 +85,6 @@ def rotary_3d(
 
 def crop_table(table: torch.Tensor, largest: Grid, layout: TokenLayout) -> torch.Tensor:
     """The rows of `layout`'s video tokens in a table (1, N + largest S, D), as (1, S, D)."""
-    layout.check_fits(largest)
     rows = table[:, table.shape[1] - largest[0] * largest[1] * largest[2] :]
     if layout.grid == largest:
         return rows
@@ -93,8 +93,28 @@ def crop_table(table: torch.Tensor, largest: Grid, layout: TokenLayout) -> torch
     return rearrange(cropped, "1 t h w d -> 1 (t h w) d")
 
 
+def squeezing(grid: Grid, largest: Grid) -> tuple[float, float, float]:
+    """By what to divide the positions along time, height and width, so that the last one is within `largest`."""
+    t, h, w = (max(1.0, (have - 1) / max(1, limit - 1)) for have, limit in zip(grid, largest, strict=True))
+    return t, h, w
+
+
+def resize_table(table: torch.Tensor, largest: Grid, layout: TokenLayout) -> torch.Tensor:
+    """As `crop_table`, with linear interpolation along the axes on which `layout`'s grid is beyond the table."""
+    frames, height, width = (min(have, limit) for have, limit in zip(layout.grid, largest, strict=True))
+    kept = TokenLayout(layout.text_length, frames, height, width, layout.patch)
+    grid = crop_table(table, largest, kept).unflatten(1, kept.grid)
+    resized = F.interpolate(
+        rearrange(grid, "1 t h w d -> 1 d t h w").float(), size=layout.grid, mode="trilinear", align_corners=True
+    )
+    return rearrange(resized, "1 d t h w -> 1 (t h w) d").to(table.dtype)
+
+
 class Basic3DPositionEmbeddingMixin(BaseMixin):
-    """Frozen 3D sine-cosine embeddings, added to the video tokens (CogVideoX-2B)."""
+    """Frozen 3D sine-cosine embeddings, added to the video tokens (CogVideoX-2B).
+
+    A grid beyond the table is refused, or with `interpolate` squeezed into it: its positions lie closer together.
+    """
 
     SUPPLIED_BY_PARENT: ClassVar[tuple[str, ...]] = ("height", "width", "compressed_num_frames", "hidden_size")
 
@@ -108,11 +128,14 @@ class Basic3DPositionEmbeddingMixin(BaseMixin):
         height_interpolation: float = 1.0,
         width_interpolation: float = 1.0,
         time_interpolation: float = 1.0,
+        interpolate: bool = False,
     ) -> None:
         super().__init__()
         self.grid: Grid = (compressed_num_frames, height, width)
         self.text_length = text_length
-        video = sincos_3d(self.grid, hidden_size, (time_interpolation, height_interpolation, width_interpolation))
+        self.interpolate = interpolate
+        self.interpolation = (time_interpolation, height_interpolation, width_interpolation)
+        video = sincos_3d(self.grid, hidden_size, self.interpolation)
         table = torch.cat([torch.zeros(text_length, hidden_size), video])
         self.pos_embedding = nn.Parameter(table.unsqueeze(0), requires_grad=False)
         self.register_load_state_dict_pre_hook(_keep_own_table)
@@ -123,7 +146,17 @@ class Basic3DPositionEmbeddingMixin(BaseMixin):
 
     def position_embedding_forward(self, position_ids: None, *, layout: TokenLayout) -> Additions:  # noqa: ARG002
         """SAT hook. What to add to the video tokens; text has no position."""
-        return None, crop_table(self.pos_embedding, self.grid, layout)
+        if layout.fits(self.grid):
+            return None, crop_table(self.pos_embedding, self.grid, layout)
+        if not self.interpolate:
+            layout.check_fits(self.grid)
+        return None, self._squeezed(layout).to(self.pos_embedding)[None]
+
+    def _squeezed(self, layout: TokenLayout) -> torch.Tensor:
+        """(S, D)"""
+        factors = squeezing(layout.grid, self.grid)
+        time, row, column = (own * factor for own, factor in zip(self.interpolation, factors, strict=True))
+        return sincos_3d(layout.grid, self.pos_embedding.shape[-1], (time, row, column))
 
 
 def _keep_own_table(module: nn.Module, state_dict: dict[str, torch.Tensor], prefix: str, *_load_arguments: Any) -> None:
@@ -142,7 +175,8 @@ class Rotary3DPositionEmbeddingMixin(BaseMixin):
     """3D rotary positions (CogVideoX-5B and 1.5), with an additive learned table where the model has one (5B-I2V).
 
     The tables are made in float64 and kept as float32 pairs outside of the module's parameters and buffers, so that
-    neither `half()` nor a checkpoint touches them.
+    neither `half()` nor a checkpoint touches them. `interpolate` as for the sine-cosine embeddings; a learned table is
+    resized.
     """
 
     SUPPLIED_BY_PARENT: ClassVar[tuple[str, ...]] = ("height", "width", "compressed_num_frames", "hidden_size")
@@ -161,6 +195,7 @@ class Rotary3DPositionEmbeddingMixin(BaseMixin):
         width_interpolation: float = 1.0,
         time_interpolation: float = 1.0,
         learnable_pos_embed: bool = False,
+        interpolate: bool = False,
     ) -> None:
         super().__init__()
         if hidden_size_head % 16:
@@ -171,6 +206,7 @@ class Rotary3DPositionEmbeddingMixin(BaseMixin):
         self.text_length = text_length
         self.head_size = hidden_size_head
         self.theta = theta
+        self.interpolate = interpolate
         self.interpolation = (time_interpolation, height_interpolation, width_interpolation)
         self.pos_embedding: nn.Parameter | None = None
         if learnable_pos_embed:
@@ -183,8 +219,11 @@ class Rotary3DPositionEmbeddingMixin(BaseMixin):
         """(N + S, 1, E/2) complex64, kept for the layouts used last."""
         key = (layout.text_length, layout.grid, device)
         if key not in self._tables:
-            layout.check_fits(self.grid)
-            table = rotary_3d(layout, self.head_size, self.theta, self.interpolation)
+            if not self.interpolate:
+                layout.check_fits(self.grid)
+            factors = squeezing(layout.grid, self.grid)
+            time, row, column = (own * factor for own, factor in zip(self.interpolation, factors, strict=True))
+            table = rotary_3d(layout, self.head_size, self.theta, (time, row, column))
             self._tables[key] = table.to(device)
             if len(self._tables) > TABLES_KEPT:
                 self._tables.popitem(last=False)
@@ -200,7 +239,10 @@ class Rotary3DPositionEmbeddingMixin(BaseMixin):
                 f"{layout.text_length} text tokens, but the learned positions have {self.text_length}: "
                 f"set max_length of the text encoder and text_length of pos_embed_config to the same number"
             )
-        return self.pos_embedding[:, : self.text_length], crop_table(self.pos_embedding, self.grid, layout)
+        text = self.pos_embedding[:, : self.text_length]
+        if layout.fits(self.grid):
+            return text, crop_table(self.pos_embedding, self.grid, layout)
+        return text, resize_table(self.pos_embedding, self.grid, layout)
 
 
 def _drop_published_tables(

@@ -91,6 +91,13 @@ class VideoAutoencoderInferenceWrapper(nn.Module):
         """Clip (B, 3, F, H, W) in [-1, 1] → latent (B, C, T, h, w), unscaled: a sample, or the regularizer's mode."""
         return self.regularization.draw(self.posterior(x, frames_per_chunk, statistics), generator)
 
+    def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
+        """(T, C, h, w) of a clip's latent. UserError on sizes that do not fit."""
+        clip = torch.empty(1, self.encoder.conv_in.conv.in_channels, frames, height, width, device="meta")
+        check_clip(clip, clip.shape[1], self.time_factor, self.space_factor)
+        channels = self.decoder.conv_in.conv.in_channels
+        return (frames - 1) // self.time_factor + 1, channels, height // self.space_factor, width // self.space_factor
+
     def posterior(self, x: Tensor, frames_per_chunk: int | None = None, statistics: Statistics = "clip") -> Posterior:
         """Clip (B, 3, F, H, W) → posterior over the latent (B, C, T, h, w). UserError on sizes that do not fit."""
         check_clip(x, self.encoder.conv_in.conv.in_channels, self.time_factor, self.space_factor)
