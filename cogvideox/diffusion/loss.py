@@ -13,8 +13,11 @@ from torch import Tensor, nn
 
 from cogvideox import parallel
 from cogvideox.config import instantiate
-from cogvideox.diffusion.denoiser import DiscreteDenoiser, Network, over_dims
+from cogvideox.diffusion.denoiser import Conditioning, DiscreteDenoiser, Network, over_dims
 from cogvideox.errors import UserError
+
+# (network, x_t, √ᾱ (B,), conditioning, idx=t (B,), …) → x̂₀ like x_t.
+Denoiser = Callable[..., Tensor]
 
 
 class VideoDiffusionLoss(nn.Module):
@@ -45,7 +48,7 @@ class VideoDiffusionLoss(nn.Module):
     def forward(
         self,
         network: Network,
-        denoiser: DiscreteDenoiser,
+        denoiser: Denoiser,
         conditioner: Callable[[dict[str, Any]], dict[str, Any]],
         x: Tensor,
         batch: dict[str, Any],
@@ -72,7 +75,7 @@ class VideoDiffusionLoss(nn.Module):
         if self.fixed_frames:
             x_t = torch.cat([x0[:, : self.fixed_frames], x_t[:, self.fixed_frames :]], dim=1)
 
-        v = denoiser.predict_v(network, x_t, sqrt_alpha_bar, cond, t, **model_inputs)
+        v = predicted_v(network, denoiser, x_t, sqrt_alpha_bar, cond, t, model_inputs)
         error = ((v - v_target) ** 2)[:, self.fixed_frames :].flatten(1).mean(1)
         return error if self.min_snr_value is None else error * min_snr_weight(sqrt_alpha_bar, self.min_snr_value)
 
@@ -89,6 +92,27 @@ class VideoDiffusionLoss(nn.Module):
             offset = torch.randn(x0.shape[0], device=x0.device)
             noise = noise + self.offset_noise_level * over_dims(offset, x0)
         return parallel.current().model.broadcast(noise)
+
+
+def predicted_v(
+    network: Network,
+    denoiser: Denoiser,
+    x_t: Tensor,
+    sqrt_alpha_bar: Tensor,
+    cond: Conditioning,
+    t: Tensor,
+    model_inputs: Mapping[str, Any],
+) -> Tensor:
+    """What the network says v is, like `x_t`.
+
+    Our denoiser is asked for it; one of the user's own, which has the reference's signature only, for its x̂₀, and
+    v = (√ᾱ·x_t − x̂₀)/√(1−ᾱ).
+    """
+    if isinstance(denoiser, DiscreteDenoiser) and type(denoiser).forward is DiscreteDenoiser.forward:
+        return denoiser.predict_v(network, x_t, sqrt_alpha_bar, cond, t, **model_inputs)
+    x0_hat = denoiser(network, x_t, sqrt_alpha_bar, cond, idx=t, **model_inputs)
+    a = over_dims(sqrt_alpha_bar, x_t)
+    return (a * x_t - x0_hat.to(x_t)) / (1 - a**2) ** 0.5
 
 
 # Forward process and v (Salimans & Ho 2022, section 2 and appendix D).

@@ -21,11 +21,17 @@ class NetworkWrapper(nn.Module):
             self.diffusion_model.compile()  # in place, so that the weights keep their names
 
     def forward(
-        self, x: torch.Tensor, t: torch.Tensor, c: Mapping[str, torch.Tensor], **model_inputs: torch.Tensor | None
+        self,
+        x: torch.Tensor,
+        t: torch.Tensor,
+        c: Mapping[str, torch.Tensor],
+        concat_images: torch.Tensor | None = None,
+        **model_inputs: torch.Tensor | None,
     ) -> torch.Tensor:
         """x (B, T, C, H, W), t (B,), c with `crossattn` (B, N, D) and perhaps `concat` -> v (B, T, C_out, H, W)
 
-        `model_inputs` goes to the transformer as it is (`ofs`).
+        Images are `concat` of the conditioning, or `concat_images`, by which the reference's callers give them where
+        the conditioning has none. `model_inputs` goes to the transformer as it is (`ofs`).
         """
         cond = {name: value.to(self.dtype) for name, value in c.items()}
         return self.diffusion_model(
@@ -33,6 +39,6 @@ class NetworkWrapper(nn.Module):
             timesteps=t,
             context=cond["crossattn"],
             y=cond.get("vector"),
-            concat_images=cond.get("concat"),
+            concat_images=cond.get("concat", concat_images),
             **model_inputs,
         )

@@ -131,6 +131,86 @@ def test_fixed_frames_are_clean_and_not_counted():
         make_loss(fixed_frames=3)(network, make_denoiser(), conditioner, x0, batch)
 
 
+class ShrinkingDenoiser(DiscreteDenoiser):
+    """A user's own: what it gives is nearer to 0."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        return 0.5 * super().forward(*args, **kwargs)
+
+
+def test_any_denoiser_of_the_references_signature_will_do():
+    """Truth: identity. A plain function that gives our x̂₀ has our loss; of a subclass, its own forward counts."""
+    x0, batch = inputs(0, 100, 500, 999)
+    ours = make_denoiser()
+    expected = make_loss()(network, ours, conditioner, x0, batch)
+    found = make_loss()(network, lambda *args, **kwargs: ours(*args, **kwargs), conditioner, x0, batch)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=0)
+    own = ShrinkingDenoiser(num_idx=1000, scaling_config=SCALING, discretization_config=discretization())
+    level = own.schedule(batch["idx"])
+    x_t, _ = diffuse(x0, batch["noise"], level)
+    error = (own(network, x_t, level, {}, idx=batch["idx"]) - x0) ** 2 / over_dims(1 - level**2, x0)
+    shrunk = make_loss()(network, own, conditioner, x0, batch)
+    torch.testing.assert_close(shrunk, error.flatten(1).mean(1), rtol=1e-3, atol=0)
+
+
+OPTIONS = [
+    {},
+    {"min_snr_value": 5.0},
+    {"fixed_frames": 1},
+    {"fixed_frames": 2},
+    {"offset_noise_level": 0.5},
+    {"min_snr_value": 5.0, "fixed_frames": 1, "offset_noise_level": 0.5},
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_a_batch_is_its_samples(options):
+    """Truth: identity. Each of four samples has the loss that it has alone, with the t, ε and offset that it drew."""
+    x0, _ = inputs()
+    loss = make_loss(**options)
+    seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def spy(x: torch.Tensor, t: torch.Tensor, cond: dict[str, Any]) -> torch.Tensor:
+        seen.append((x, t))
+        return network(x, t, cond)
+
+    torch.manual_seed(7)
+    together = loss(spy, make_denoiser(), conditioner, x0, {})
+    torch.manual_seed(7)
+    idx, noise, offset = torch.randint(1000, (SHAPE[0],)), torch.randn(SHAPE), torch.randn(SHAPE[0])
+    noise = noise + options.get("offset_noise_level", 0.0) * over_dims(offset, noise)
+    for i in range(SHAPE[0]):
+        one = slice(i, i + 1)
+        alone = loss(spy, make_denoiser(), conditioner, x0[one], {"idx": idx[one], "noise": noise[one]})
+        torch.testing.assert_close(together[one], alone, rtol=1e-6, atol=0)
+    assert torch.equal(seen[0][1], idx) and len(seen) == 1 + SHAPE[0]
+    for i in range(SHAPE[0]):
+        torch.testing.assert_close(seen[0][0][i : i + 1], seen[1 + i][0], rtol=0, atol=1e-6)
+    assert len(set(together.tolist())) == SHAPE[0], "samples that are alike would show nothing"
+
+
+def test_min_snr_weights_each_sample_by_its_own_level():
+    """Truth: golden values. γ = 5 caps the x₀ weight 1/(1 − ᾱ), so a v error counts min(1, 5·(1 − ᾱ))."""
+    x0, batch = inputs(0, 100, 400, 999)
+    plain = make_loss()(network, make_denoiser(), conditioner, x0, batch)
+    capped = make_loss(min_snr_value=5.0)(network, make_denoiser(), conditioner, x0, batch)
+    one_minus = 1 - make_loss().sigma_sampler.sqrt_alpha_bar(batch["idx"]).double() ** 2
+    assert one_minus[0] == pytest.approx(0.00085, rel=1e-3) and one_minus[3] == 1
+    torch.testing.assert_close((capped / plain).double(), (5 * one_minus).clamp(max=1), rtol=2e-4, atol=0)
+    assert capped[0] < 0.005 * plain[0] and capped[1] < plain[1] and torch.equal(capped[2:], plain[2:])
+
+
+def test_fixed_frames_count_the_mean_over_the_others():
+    """Truth: reference formula. The mean of (v − v*)² over the frames that are noised, sample by sample."""
+    x0, batch = inputs(100, 500, 800, 999)
+    level = over_dims(make_loss().sigma_sampler.sqrt_alpha_bar(batch["idx"]), x0)
+    x_t, v_target = diffuse(x0, batch["noise"], level.flatten())
+    x_t[:, :2] = x0[:, :2]
+    expected = ((network(x_t, batch["idx"], {}) - v_target)[:, 2:] ** 2).mean((1, 2, 3, 4))
+    found = make_loss(fixed_frames=2)(network, make_denoiser(), conditioner, x0, batch)
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=0)
+
+
 def test_batch_entries_reach_the_network():
     """Truth: identity. `concat_images` becomes cond["concat"]; `lr_input` and the named keys become keywords."""
     x0, batch = inputs(1, 2, 3, 4)

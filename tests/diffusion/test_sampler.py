@@ -208,6 +208,9 @@ def test_guidance_runs_as_one_doubled_batch():
     sampler(denoise, torch.randn(SHAPE), COND, uc=UC, ofs=torch.tensor([2.0, 3.0]))
     assert [call[:3] for call in calls] == [(4, 4, 4)] * 3
     assert calls[0][3]["ofs"].tolist() == [2.0, 3.0, 2.0, 3.0] and calls[0][3]["idx"].tolist() == [999] * 4
+    calls.clear()
+    sampler(denoise, torch.randn(SHAPE), COND, uc=UC, ofs=torch.tensor([2.0]))
+    assert calls[0][3]["ofs"].tolist() == [2.0] * 4, "one value is every sample's"
     for without in ({"uc": None}, {"uc": UC, "scale": 1}):
         calls.clear()
         sampler(denoise, torch.randn(SHAPE), COND, **without)

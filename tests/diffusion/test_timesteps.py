@@ -50,6 +50,42 @@ def test_without_group_num_each_rank_keeps_to_its_own_stratum(ranks):
         assert row.max() == -(-1000 * (rank + 1) // ranks) - 1
 
 
+@pytest.mark.parametrize("ranks", RANKS)
+@pytest.mark.parametrize("n", [1, 3])
+def test_every_step_has_one_timestep_in_each_ranks_share(ranks, n):
+    """Truth: identity. At each step, for each place in the batch, the ranks cover all noise levels evenly."""
+    for step in torch.split(draw_all_ranks(ranks, 0, 300 * n), n, dim=1):
+        for place in step.T:
+            assert (place * ranks // 1000 - torch.arange(ranks)).abs().max() <= (0 if 1000 % ranks == 0 else 1)
+            assert (place.sort().values == place).all()
+
+
+@pytest.mark.parametrize("ranks", RANKS)
+@pytest.mark.parametrize("group_num", [0, 1, 2, 3, 7, 8, 9, 16, 40, 1000])
+def test_any_number_of_ranks_draws_with_any_number_of_strata(ranks, group_num):
+    """Truth: identity. Nothing divides anything here, and every draw is a timestep."""
+    for n in (1, 2, 5):
+        t = draw_all_ranks(ranks, group_num, n)
+        assert t.shape == (ranks, n) and t.min() >= 0 and t.max() < 1000
+
+
+@pytest.mark.parametrize("ranks", RANKS)
+@pytest.mark.parametrize("group_num", [0, 7, 40])
+def test_shares_of_all_ranks_add_up_to_the_uniform_distribution(ranks, group_num, monkeypatch):
+    """Truth: identity, exactly. With `torch.rand` replaced by a fine even grid of places, all timesteps come equally
+    often: the number of points is a multiple of all that the formula divides by.
+    """
+    strata = group_num or ranks
+    places, within = strata, 1000 * 2
+    grid = torch.cartesian_prod(
+        (torch.arange(places, dtype=torch.float64) + 0.5) / places,
+        (torch.arange(within, dtype=torch.float64) + 0.5) / within,
+    )
+    monkeypatch.setattr(torch, "rand", lambda *size, **_: grid.T.reshape(size))
+    t = torch.cat([draw_stratified(len(grid), 1000, group_num, Group(rank, ranks)) for rank in range(ranks)])
+    assert (torch.bincount(t, minlength=1000) == ranks * len(grid) // 1000).all()
+
+
 @pytest.mark.parametrize(("ranks", "group_num"), [(16, 4), (16, 16), (40, 40), (80, 40), (9, 3)])
 def test_strata_equal_the_reference_where_its_division_works(ranks, group_num):
     """Truth: reference: stratum rank // (ranks / group_num) of equal width."""

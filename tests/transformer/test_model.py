@@ -32,41 +32,16 @@ def test_recomputing_activations_changes_nothing(rotary: bool) -> None:
     assert all(torch.equal(grads[name], grads_again[name]) for name in grads)
 
 
-PUBLISHED: dict[str, tuple[int, dict[str, Any]]] = {
-    # name -> (diffusers' count in the table of published models, what makes the model)
-    "2B": (1_693_783_872, {"rotary": False, "num_layers": 30, "hidden_size": 1920, "num_attention_heads": 30}),
-    "5B": (5_570_283_072, {"rotary": True, "num_layers": 42, "hidden_size": 3072, "num_attention_heads": 48}),
-    "5B-I2V": (
-        5_570_479_680,
-        {"rotary": True, "num_layers": 42, "hidden_size": 3072, "num_attention_heads": 48, "in_channels": 32},
-    ),
-    "1.5-5B-I2V": (
-        5_571_594_880,
-        {"rotary": True, "num_layers": 42, "hidden_size": 3072, "num_attention_heads": 48, "in_channels": 32}
-        | {"patch_size": [2, 2, 2], "ofs_embed_dim": 512},
-    ),
-    "1.5-5B": (
-        5_570_676_352,
-        {"rotary": True, "num_layers": 42, "hidden_size": 3072, "num_attention_heads": 48, "patch_size": [2, 2, 2]},
-    ),
-}
-
-
-@pytest.mark.parametrize("name", PUBLISHED)
-def test_parameter_counts_are_those_of_the_published_models(name: str) -> None:
-    """Golden values. SAT's unused word and position embeddings are not built; the 2B model's frozen sine-cosine table,
-    which diffusers holds as a buffer, is a parameter here as in the published SAT file, and does not count; nor does
-    the learned table of 5B-I2V (also a buffer there), which is not built here.
-    """
-    count, changes = PUBLISHED[name]
-    shared = {"in_channels": 16, "out_channels": 16, "num_frames": 49, "latent_width": 90, "latent_height": 60}
-    built = tiny.config(**{**shared, "time_embed_dim": 512, **changes})
-    built["modules"]["patch_embed_config"]["params"]["text_hidden_size"] = 4096
-    with torch.device("meta"):
-        model = tiny.DiffusionTransformer(**built)
-    parameters = {n: p for n, p in model.named_parameters() if n != "mixins.pos_embed.pos_embedding"}
-    assert all(p.device.type == "meta" for p in parameters.values())
-    assert sum(p.numel() for p in parameters.values()) == count
+@pytest.mark.parametrize("told", [2.0, 0.5])
+def test_ofs_is_the_configs_where_the_caller_gives_none(told: float) -> None:
+    """Identity: as if passed, for one sample or for each."""
+    model = tiny.model(ofs_embed_dim=32, ofs=told)
+    inputs, unsaid = tiny.inputs(), model(**tiny.inputs())
+    for ofs in ([told], [told, told]):
+        torch.testing.assert_close(model(**inputs, ofs=torch.tensor(ofs)), unsaid, rtol=0, atol=1e-5)
+    assert (model(**inputs, ofs=torch.tensor([told, told + 1])) - unsaid).abs().max() > 1e-3, "it counts"
+    if told == 2.0:
+        assert torch.equal(unsaid, tiny.model(ofs_embed_dim=32)(**inputs)), "2.0 unless the config says otherwise"
 
 
 def test_published_leftovers_are_accepted_and_dropped() -> None:
