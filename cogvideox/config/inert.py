@@ -42,7 +42,15 @@ INERT_PARAMS: dict[str, dict[str, str]] = {
 }
 
 # The `model:` section, and the mapping `transformer_args` inside the transformer's params.
-INERT_MODEL_KEYS: dict[str, str] = {"augmentation_dropout": "the reference reads it nowhere"}
+INERT_MODEL_KEYS: dict[str, str] = {
+    "augmentation_dropout": "the reference reads it nowhere",
+    "lora_train": "`not_trainable_prefixes: [all]` is what trains adapters alone",
+    "use_pd": "there is no distillation in the reference's release",
+}
+# The same, where another key does not ask for it.
+INERT_WITHOUT_IMAGES: dict[str, str] = dict.fromkeys(
+    ("noised_image_all_concat", "image_scale_factor"), "`noised_image_input` is not true: no picture is given"
+)
 INERT_TRANSFORMER_ARGS: dict[str, str] = {
     "vocab_size": "the transformer has no word embedding",
     "max_sequence_length": "positions come from the position mixin",

@@ -10,6 +10,7 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from cogvideox.config.nearest import nearest
 from cogvideox.config.report import Problem
 from cogvideox.config.settings import COMMAND_LINE, Settings, leaves
 from cogvideox.config.static_signature import REPOSITORY
@@ -102,7 +103,10 @@ def _suggest_file(path: Path) -> str:
     if not folder.is_dir():
         return f"the folder {folder} does not exist either (working directory: {Path.cwd()})"
     found = sorted(each.name for each in folder.iterdir() if each.suffix in (".yaml", ".yml"))
-    return "there are: " + ", ".join(found[:8]) if found else f"no YAML file stands in {folder.resolve()}"
+    if not found:
+        return f"no YAML file stands in {folder.resolve()}"
+    near = nearest(path.name, found)
+    return f"did you mean `{near}`?" if near else "there are: " + ", ".join(found)
 
 
 def _lines(node: yaml.Node | None, prefix: str) -> list[tuple[str, int]]:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from cogvideox.config.report import Problem
 from cogvideox.config.settings import Settings, leaves
+from cogvideox.config.sizes import check_sizes as check_sizes
 from cogvideox.config.static_signature import REPOSITORY
 
 WEIGHT_SUFFIXES = (".safetensors", ".pt", ".ckpt", ".pth", ".bin")
 SAT_FILES = "mp_rank_*_model_states.pt"
+# What `cogvideox.checkpoint.reading` looks for in a folder without `latest`, in this order.
+FOLDER_FILES = ("*.safetensors.index.json", "*.safetensors", SAT_FILES, "3d-vae.pt", "diffusion_pytorch_model*.bin")
 FOLDER_DATASETS = ("data_video.SFTDataset",)
 STREAMS = (True, "custom")
 AUTO = "auto"
@@ -114,9 +116,9 @@ def _fault_of_weights(folder: Path) -> str | None:
     """Why `cogvideox.checkpoint.reading` would find no weights in `folder`, or more than one set of them."""
     if (folder / "latest").is_file():
         return _fault_of_latest(folder)
-    for pattern in ("*.safetensors.index.json", "*.safetensors", "mp_rank_00_model_states.pt"):
+    for pattern in FOLDER_FILES:
         files = sorted(folder.glob(pattern))
-        if len(files) == 1:
+        if len(files) == 1 or files and pattern == SAT_FILES:  # one for each model parallel rank
             return None
         if files and not pattern.endswith(".json"):
             return f"the folder {folder} holds {len(files)} weight files and no index of them: name one ({files[0]}, …)"
@@ -195,37 +197,3 @@ def _from_here(path: str) -> str:
 def _divisors(number: int) -> str:
     fitting = [str(each) for each in (1, 2, 3, 4, 6, 8, 16) if number % each == 0]
     return "one of " + ", ".join(fitting) if len(fitting) > 1 else fitting[0]
-
-
-def check_sizes(settings: Settings) -> list[Problem]:
-    """Numbers in different places of a config that must agree: text length, picture size."""
-    problems = []
-    network = "model.network_config.params"
-    length_key = f"{network}.modules.pos_embed_config.params.text_length"
-    length = settings.get(length_key)
-    embedders = settings.get("model.conditioner_config.params.emb_models")
-    for index, embedder in enumerate(embedders if isinstance(embedders, list) else []):
-        params = embedder.get("params") if isinstance(embedder, Mapping) else None
-        tokens = params.get("max_length") if isinstance(params, Mapping) else None
-        if isinstance(tokens, int) and isinstance(length, int) and tokens != length:
-            key = f"model.conditioner_config.params.emb_models.{index}.params.max_length"
-            what = (
-                f"{tokens} text tokens, but the transformer's text_length is {length} ({settings.source(length_key)})"
-            )
-            problems.append(Problem(settings.source(key), key, what, "make them equal"))
-    problems += _check_picture(settings, settings.get(f"{network}.patch_size"))
-    return problems
-
-
-def _check_picture(settings: Settings, patch: Any) -> Iterator[Problem]:
-    key = "data.params.video_size"
-    size = settings.get(key)
-    spatial = patch[-1] if isinstance(patch, list) and patch else patch
-    if not (isinstance(size, list) and all(isinstance(each, int) for each in size) and isinstance(spatial, int)):
-        return
-    unit = 8 * spatial
-    if any(each % unit or each <= 0 for each in size):
-        near = [max(unit, round(each / unit) * unit) for each in size]
-        yield Problem(
-            settings.source(key), key, f"{size} is not divisible by {unit} (VAE 8 × patch {spatial})", f"use {near}"
-        )

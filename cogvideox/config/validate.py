@@ -8,8 +8,9 @@ from typing import Any
 from cogvideox.config.binding import Signature, bind, signature_of
 from cogvideox.config.fitting import Misfit, fit
 from cogvideox.config.flags import YAML_KEYS
-from cogvideox.config.inert import INERT_MODEL_KEYS, INERT_TRANSFORMER_ARGS, mark_as_said
+from cogvideox.config.inert import INERT_MODEL_KEYS, INERT_TRANSFORMER_ARGS, INERT_WITHOUT_IMAGES, mark_as_said
 from cogvideox.config.nearest import did_you_mean
+from cogvideox.config.preflight import FOLDER_DATASETS
 from cogvideox.config.report import Problem
 from cogvideox.config.sections import (
     DEEPSPEED_KEYS,
@@ -27,8 +28,6 @@ from cogvideox.config.settings import Settings
 from cogvideox.config.static_signature import class_names, static_signature
 from cogvideox.config.targets import ALIASES, OPTIMIZER_TYPES, OWN_MODULES, check_allowed, resolve_target
 from cogvideox.errors import UserError
-
-DATA_KEYS = {"target": str, "params": dict}
 
 
 class Validator:
@@ -96,6 +95,7 @@ class Validator:
         self._table(
             "model", {name: value for name, value in section.items() if name not in INERT_MODEL_KEYS}, MODEL_KEYS
         )
+        self._switched_off(section)
         for name in REQUIRED_NODES if section else ():
             if section.get(name) is None:
                 self._add(f"model.{name}", "is missing", "add it, or list the model's own YAML after --base too")
@@ -106,6 +106,16 @@ class Validator:
         wrapper = section.get("network_wrapper")
         if isinstance(wrapper, str):
             self._signature("model.network_wrapper", wrapper)
+
+    def _switched_off(self, section: Mapping[str, Any]) -> None:
+        """Keys that another key or the data set makes idle. The reference's 1.5 file has `latent_input` for clips."""
+        if section.get("noised_image_input") is not True:
+            for name in [each for each in INERT_WITHOUT_IMAGES if section.get(each) not in (None, False)]:
+                self.notes[f"model.{name}"] = INERT_WITHOUT_IMAGES[name]
+        if section.get("latent_input") is True and self.settings.get("data.target") in FOLDER_DATASETS:
+            key = "model.latent_input"
+            self.notes[key] = "data_video.SFTDataset gives clips, which are encoded"
+            self.settings.set(key, False, self.settings.source(key))
 
     def _deepspeed(self, section: Mapping[str, Any]) -> None:
         self._table("deepspeed", section, DEEPSPEED_KEYS)

@@ -23,6 +23,9 @@ SHARD, INDEX = "diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.s
         ("latest",),
         ("mp_rank_00_model_states.pt",),
         ("mp_rank_01_model_states.pt",),
+        ("3d-vae.pt",),
+        ("diffusion_pytorch_model.bin",),
+        ("weights.pt",),
         (SHARD,),
         ("config.json", SHARD),
         ("config.json",),
@@ -41,7 +44,7 @@ def test_a_folder_of_weights_is_accepted_exactly_if_the_reader_reads_it(tmp_path
     for name in files:
         file = tmp_path / name
         file.parent.mkdir(exist_ok=True)
-        if name.endswith(".pt"):
+        if name.endswith((".pt", ".bin")):
             torch.save({"module": {"w": torch.zeros(1)}}, file)
         elif name.endswith(".safetensors"):
             save_file({"w": torch.zeros(1)}, file)
