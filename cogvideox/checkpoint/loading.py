@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -11,6 +11,8 @@ from torch import Tensor
 
 from cogvideox.checkpoint.reading import read_state_dict
 from cogvideox.errors import UserError
+
+MODEL_FILES = "mp_rank_*_model_states.pt"
 
 
 @dataclass(frozen=True)
@@ -28,27 +30,79 @@ class StartingWeights:
     base: Path | None = None
 
 
-def read_starting_weights(path: str | Path, model_rank: int = 0, model_size: int = 1) -> StartingWeights:
-    """Weights from `path`: a SAT folder (this rank's file where there is one per model parallel rank), or any form that
-    `read_state_dict` knows. UserError: missing, unreadable, or cut for another number of model parallel ranks.
+def read_starting_weights(
+    path: str | Path, model_rank: int = 0, model_size: int = 1, ema: bool = False
+) -> StartingWeights:
+    """Weights from `path`: a SAT folder or one checkpoint in it (this rank's file where there is one per model parallel
+    rank), or any form that `read_state_dict` knows.
+
+    `ema`: with the moving averages of what was trained in place of the weights themselves. UserError: missing,
+    unreadable, cut for another number of model parallel ranks, or without averages.
     """
     path = Path(path)
-    latest = path / "latest"
-    if not latest.is_file():
+    folder = checkpoint_folder(path)
+    if folder is None:
+        if ema:
+            raise _no_averages(path)
         return StartingWeights(read_state_dict(path), path)
-    name = latest.read_text(encoding="utf-8").strip()
-    files = sorted((path / name).glob("mp_rank_*_model_states.pt"))
-    if not files:
-        raise UserError(f"{latest} names {name!r}, but there is no {path / name}/mp_rank_00_model_states.pt")
+    files = sorted(folder.glob(MODEL_FILES))
     if len(files) not in (1, model_size):
         raise UserError(
-            f"{path / name} is cut for model_parallel_size {len(files)}, the run has {model_size}: "
+            f"{folder} is cut for model_parallel_size {len(files)}, the run has {model_size}: "
             f"run with --model-parallel-size {len(files)} or 1 file"
         )
     file = files[0] if len(files) == 1 else files[model_rank]
-    base = _base_of(file)
-    iteration = int(name) if name.isdigit() else 0
-    return StartingWeights(read_state_dict(file), file, iteration, is_shard=len(files) > 1, base=base)
+    number = folder.name.partition(".")[0]
+    iteration = int(number) if number.isdigit() else 0
+    weights = StartingWeights(read_state_dict(file), file, iteration, is_shard=len(files) > 1, base=_base_of(file))
+    return _with_averages(weights) if ema else weights
+
+
+def read_chain(path: str | Path, model_rank: int = 0, model_size: int = 1, ema: bool = False) -> list[StartingWeights]:
+    """As `read_starting_weights`, after the weights that a checkpoint of adapters was trained on, if it is one: in the
+    order in which to load them. Only the last may have averages in their place.
+    """
+    chain = [read_starting_weights(path, model_rank, model_size, ema)]
+    while (base := chain[0].base) is not None:
+        chain.insert(0, read_starting_weights(base, model_rank, model_size))
+    return chain
+
+
+def checkpoint_folder(path: Path) -> Path | None:
+    """The folder with a checkpoint's files that `path` names, or None where it is no SAT folder."""
+    latest = path / "latest"
+    if not latest.is_file():
+        return path if path.is_dir() and any(path.glob(MODEL_FILES)) else None
+    name = latest.read_text(encoding="utf-8").strip()
+    if not any((path / name).glob(MODEL_FILES)):
+        raise UserError(f"{latest} names {name!r}, but there is no {path / name}/mp_rank_00_model_states.pt")
+    return path / name
+
+
+def _with_averages(weights: StartingWeights) -> StartingWeights:
+    """The same with the tensors of the averages' file, which must be some of the model file's."""
+    file = weights.source.with_name(weights.source.name.replace("_model_states", "_ema_states"))
+    if not file.is_file():
+        raise _no_averages(file)
+    averages = read_state_dict(file)
+    strange = [
+        name
+        for name, average in averages.items()
+        if name not in weights.state_dict or weights.state_dict[name].shape != average.shape
+    ]
+    if strange:
+        raise UserError(
+            f"{file} does not belong to {weights.source.name} beside it: {len(strange)} of its tensors are not there "
+            f"or of another shape ({strange[0]}); take both from one checkpoint"
+        )
+    return replace(weights, state_dict={**weights.state_dict, **averages}, source=file)
+
+
+def _no_averages(path: Path) -> UserError:
+    return UserError(
+        f"there are no averaged weights in {path}: a run saves them if its deepspeed.optimizer.type is EmaAdamW (in "
+        "old configs sat.ops.FusedEmaAdam); use the weights themselves, without EMA"
+    )
 
 
 def _base_of(file: Path) -> Path | None:

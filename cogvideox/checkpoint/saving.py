@@ -1,7 +1,8 @@
 """Write a checkpoint with DeepSpeed so that a reader sees the whole of it or nothing.
 
 Layout: `<folder>/<iteration>/mp_rank_XX_model_states.pt` and ZeRO's optimizer shards beside it, `<folder>/latest`. The
-files are written in `<iteration>.incomplete`, synced, and the folder renamed; `latest` moves last, by a rename too.
+files are written in `<iteration>.incomplete`, synced, and the folder renamed; `latest` moves last, by a rename too. One
+that a gate refuses is named `<iteration>.not_trusted` instead, and `latest` stays where it was.
 """
 
 from __future__ import annotations
@@ -9,23 +10,48 @@ from __future__ import annotations
 import os
 import random
 import shutil
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 
+from cogvideox.checkpoint.ema import save_averages
+from cogvideox.errors import UserError
 from cogvideox.parallel import current
 from cogvideox.platform import device_random_states
 
 
+class UntrustedCheckpoint(UserError):
+    """What was saved does not load as what was trained."""
+
+
+class Gate(Protocol):
+    """What a checkpoint must pass before it is published."""
+
+    def record(self, engine: Any, folder: Path, averages: dict[str, torch.Tensor] | None) -> None:
+        """Leave in `folder` what the live model is. Every rank calls this; `averages` are of `save_averages`."""
+
+    def check(self, folder: Path) -> None:
+        """Raise UntrustedCheckpoint if `folder` does not load as what was recorded. Rank 0 calls this."""
+
+
 def save_checkpoint(
-    engine: Any, folder: Path, iteration: int, client_state: dict[str, Any], *, adapters_only: bool
+    engine: Any,
+    folder: Path,
+    iteration: int,
+    client_state: dict[str, Any],
+    *,
+    adapters_only: bool,
+    averages: bool = False,
+    gate: Gate | None = None,
 ) -> Path:
     """Save weights, optimizer, scheduler and random states of all ranks; every rank must call this.
 
-    `adapters_only` leaves frozen parameters out. `client_state` must hold nothing that `torch.load(weights_only=True)`
-    refuses. The folder must be on a file system that all ranks share. Returns the checkpoint's folder.
+    `adapters_only` leaves frozen parameters out. `averages`: the optimizer keeps some, which are saved too.
+    `client_state` must hold nothing that `torch.load(weights_only=True)` refuses. The folder must be on a file system
+    that all ranks share. Returns the checkpoint's folder. Raises UserError on every rank if `gate` refuses it.
     """
     world = current().world
     final, incomplete = folder / str(iteration), folder / f"{iteration}.incomplete"
@@ -42,7 +68,13 @@ def save_checkpoint(
     )
     if engine.zero_optimization_partition_weights():
         _save_consolidated(engine, incomplete, state, adapters_only)
+    saved = save_averages(engine, incomplete, {"iteration": iteration}) if averages else None
+    if gate is not None:
+        gate.record(engine, incomplete, saved)
+    del saved
     current().host.barrier()
+    if gate is not None:
+        current().host.on_first(partial(_pass, gate, incomplete, folder / f"{iteration}.not_trusted"))
     if world.rank == 0:
         publish(incomplete, final)
     current().host.barrier()
@@ -56,6 +88,18 @@ def _save_consolidated(engine: Any, folder: Path, state: dict[str, Any], adapter
     if groups.data.rank == 0:
         name = f"mp_rank_{groups.model.rank:02d}_model_states.pt"
         torch.save({"module": weights, **state}, folder / name)
+
+
+def _pass(gate: Gate, incomplete: Path, refused: Path) -> None:
+    """Let a checkpoint through the gate, or mark it by its name and say so."""
+    try:
+        gate.check(incomplete)
+    except UntrustedCheckpoint as error:
+        shutil.rmtree(refused, ignore_errors=True)
+        incomplete.rename(refused)
+        raise UntrustedCheckpoint(
+            f"{error}\nIt is kept as {refused}, and `latest` does not name it. The run ends here (--verify-save)"
+        ) from error
 
 
 def publish(incomplete: Path, final: Path) -> None:

@@ -17,9 +17,11 @@ from cogvideox.checkpoint.saving import save_checkpoint
 from cogvideox.parallel import current
 from cogvideox.platform import reset_peak_memory
 from cogvideox.sat_bridge import building, loaders, training
+from cogvideox.sat_bridge.optimizer import EmaAdamW
 from cogvideox.sat_bridge.recorder import Recorder
 from cogvideox.sat_bridge.reporting import Reporter
 from cogvideox.sat_bridge.timers import Timers
+from cogvideox.sat_bridge.verification import LiveGate
 
 logger = logging.getLogger(__name__)
 
@@ -132,7 +134,10 @@ class Run:
     def save_checkpoint(
         self, iteration: int, engine: Any, _optimizer: Any, lr_scheduler: Any, args: argparse.Namespace
     ) -> None:
-        """Save once per iteration; the last save of `training_main` is often one that was just made."""
+        """Save once per iteration; the last save of `training_main` is often one that was just made.
+
+        With `--verify-save`, raises UserError where what was saved does not load as what was trained.
+        """
         if iteration == self._saved_at:
             return
         adapters_only = bool(args.load) and engine.module.trains_adapters_only
@@ -146,7 +151,15 @@ class Run:
         }
         with self._not_training_time():
             began = time.perf_counter()
-            final = save_checkpoint(engine, Path(args.save), iteration, state, adapters_only=adapters_only)
+            final = save_checkpoint(
+                engine,
+                Path(args.save),
+                iteration,
+                state,
+                adapters_only=adapters_only,
+                averages=isinstance(engine.basic_optimizer, EmaAdamW),
+                gate=LiveGate(args) if args.verify_save else None,
+            )
             self.reporter.say(f"saved {final} in {time.perf_counter() - began:.1f} s")
         self._saved_at = iteration
 

@@ -90,3 +90,36 @@ def test_adapters_name_their_base(tmp_path: Path) -> None:
     written(tmp_path, "3", adapters_only=True, base_weights="/base")
     (tmp_path / "latest").write_text("3")
     assert read_starting_weights(tmp_path).base == Path("/base")
+
+
+class Engine:
+    """Writes one file where DeepSpeed would."""
+
+    basic_optimizer = None
+
+    def save_checkpoint(self, folder: str, tag: str, client_state: dict, **_settings: object) -> None:
+        written(Path(folder), tag, float(client_state["iteration"]))
+
+    def zero_optimization_partition_weights(self) -> bool:
+        return False
+
+
+class Refusing:
+    """A gate that lets nothing but iteration 1 through."""
+
+    def record(self, engine: object, folder: Path, averages: object) -> None:
+        (folder / "recorded").touch()
+
+    def check(self, folder: Path) -> None:
+        assert (folder / "recorded").exists() and not (folder.parent / folder.name.split(".")[0]).exists()
+        if not folder.name.startswith("1."):
+            raise saving.UntrustedCheckpoint("it is not what was trained")
+
+
+def test_what_the_gate_refuses_is_marked_and_latest_stays(tmp_path: Path) -> None:
+    saving.save_checkpoint(Engine(), tmp_path, 1, {}, adapters_only=False, gate=Refusing())
+    for _ in range(2):  # a run that is resumed may fail at the same iteration again
+        with pytest.raises(UserError, match=r"(?s)it is not what was trained.*2\.not_trusted"):
+            saving.save_checkpoint(Engine(), tmp_path, 2, {}, adapters_only=False, gate=Refusing())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "2.not_trusted", "latest"]
+    assert read_starting_weights(tmp_path).iteration == 1
