@@ -1,0 +1,78 @@
+"""Which checkpoint of a folder is meant, and what lies in it. Nothing here opens a weight file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from cogvideox.errors import UserError
+
+MODEL_FILE = "mp_rank_00_model_states.pt"
+EMA_FILE = "mp_rank_00_ema_states.pt"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Weights to read: `path` is a checkpoint's folder in SAT's layout where `is_sat`, else anything that can be read.
+
+    `iteration` is None where the folder's name is no number.
+    """
+
+    path: Path
+    is_sat: bool
+    iteration: int | None = None
+
+    @property
+    def file(self) -> Path:
+        """The model file of a SAT checkpoint (the first of several ranks'), or `path`."""
+        return self.path / MODEL_FILE if self.is_sat else self.path
+
+    @property
+    def ema_file(self) -> Path:
+        """Where a save writes the moving average of the weights, if it has one."""
+        return (self.path if self.path.is_dir() else self.path.parent) / EMA_FILE
+
+
+def choose_checkpoint(path: Path, iteration: int | None = None) -> Checkpoint:
+    """The checkpoint that `path` means: a folder of checkpoints (the latest, or `iteration`), one checkpoint's folder
+    or model file, or weights in another layout.
+
+    Raises UserError: nothing there, no such iteration, or `iteration` for something that has none.
+    """
+    if not path.exists():
+        raise UserError(f"there is no {path}" + ("" if path.is_absolute() else f" (seen from {Path.cwd()})"))
+    if path.name == MODEL_FILE:
+        path = path.parent
+    if iteration is None and (path / MODEL_FILE).is_file():
+        return _sat(path)
+    if iteration is not None:
+        if not (path / str(iteration) / MODEL_FILE).is_file():
+            raise UserError(f"{path} has no checkpoint of iteration {iteration}: {_listed(path)}")
+        return _sat(path / str(iteration))
+    latest = path / "latest"
+    if not latest.is_file():
+        return Checkpoint(path, is_sat=False)
+    name = latest.read_text(encoding="utf-8", errors="replace").strip()
+    if not (path / name / MODEL_FILE).is_file():
+        raise UserError(f"{latest} names {name!r}, but {path / name / MODEL_FILE} is not there: {_listed(path)}")
+    return _sat(path / name)
+
+
+def ema_file_of(checkpoint: Checkpoint) -> Path:
+    """The file of moving averages beside a checkpoint's model file. Raises UserError if there is none."""
+    if not checkpoint.ema_file.is_file():
+        raise UserError(
+            f"{checkpoint.path} has no moving average of the weights ({EMA_FILE}): a run keeps one where its optimizer "
+            "is EmaAdamW; sample without --ema"
+        )
+    return checkpoint.ema_file
+
+
+def _sat(folder: Path) -> Checkpoint:
+    return Checkpoint(folder, is_sat=True, iteration=int(folder.name) if folder.name.isdigit() else None)
+
+
+def _listed(path: Path) -> str:
+    """The iterations that a folder does have, in words."""
+    found = sorted(int(file.parent.name) for file in path.glob(f"*/{MODEL_FILE}") if file.parent.name.isdigit())
+    return f"it has {', '.join(map(str, found))}" if found else "it has none"

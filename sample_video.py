@@ -1,0 +1,296 @@
+"""Draw videos from prompts: `python sample_video.py --run RUN --prompt "…"`, or `--base MODEL.yaml --load CHECKPOINT`.
+
+`main` reads and checks the settings, `draw` deals the clips out to the ranks, and a `Studio` makes them: captions →
+conditioning, noise → latents, latents → mp4, with a JSON file of all settings beside each.
+
+# B batch, T latent frames, C channels, h w latent size
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from cogvideox.config.sampling import SamplingArguments, get_sampling_arguments
+from cogvideox.config.sampling_record import Job, jobs_of, record_of, unfinished
+from cogvideox.data.prompts import fault_of_prompt, parse_prompt
+from cogvideox.data.sample_files import save_latents, write_record
+from cogvideox.errors import UserError
+from train_video import map_launcher_variables
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+logger = logging.getLogger(__name__)
+
+FAREWELLS = ("", "exit", "quit")
+
+
+class Studio:
+    """An engine with its weights, and the settings to draw with."""
+
+    def __init__(self, arguments: SamplingArguments) -> None:
+        """Raises UserError: weights that are missing, damaged or of another model; a size that does not fit."""
+        from cogvideox.sat_bridge.building import get_model
+        from diffusion_video import SATVideoDiffusionEngine
+
+        precision = {name: arguments.precision == name for name in ("fp16", "bf16")}
+        config = _for_sampling(arguments.model_config)
+        namespace = argparse.Namespace(model_config=config, seed=arguments.seed, **precision)
+        self.arguments = arguments
+        self.engine = cast(Any, get_model(namespace, SATVideoDiffusionEngine).eval().requires_grad_(False))
+        self.shape = self.engine.latent_shape(arguments.clip.frames, arguments.clip.height, arguments.clip.width)
+        self._load()
+        if arguments.latents_per_chunk is not None:
+            vae = self.engine.first_stage_model
+            vae.decode = partial(vae.decode, latents_per_chunk=arguments.latents_per_chunk)
+
+    def _load(self) -> None:
+        from cogvideox.checkpoint.inference import weights_to_sample_with
+        from cogvideox.parallel import current
+        from cogvideox.transformer.lora import LoraLinear
+
+        given, ranks = self.arguments, current().model
+        chain = weights_to_sample_with(given.checkpoint.path, given.use_ema, given.base_weights, ranks.rank, ranks.size)
+        for place, weights in enumerate(chain):
+            self.engine.load_weights(weights, allow_missing=place > 0)
+        for module in self.engine.modules():
+            if isinstance(module, LoraLinear):
+                module.scaling *= given.lora_scale
+
+    def latents(self, jobs: Sequence[Job]) -> Tensor:
+        """Scaled latents (B,T,C,h,w) of the clips; each one's noise is its own, whatever it is drawn together with."""
+        import torch
+
+        from cogvideox.diffusion.noise import NoiseOfSamples
+
+        normal = NoiseOfSamples([self._seed(job) for job in jobs])
+        frames, *rest = self.shape
+        padded = frames + -frames % self.engine.patch_t
+        cond, uc = self._conditioning([job.prompt.text for job in jobs])
+        return self.engine.sample(
+            cond,
+            uc,
+            batch_size=len(jobs),
+            shape=self.shape,
+            noise=normal(torch.empty(len(jobs), padded, *rest, device=self.engine.device)),
+            image_latents=self._image_latents(jobs) if self.arguments.takes_image else None,
+            num_steps=self.arguments.num_steps,
+            scale=self.arguments.asked_scale,
+            draw_noise=normal,
+        )
+
+    def _seed(self, job: Job) -> tuple[int, int, int]:
+        return self.arguments.seed, job.prompt_number, job.sample_number
+
+    def _conditioning(self, texts: list[str]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Conditioning and unconditional conditioning, which is zeros, or the negative prompt's."""
+        import torch
+
+        clip, count, negative = self.arguments.clip, len(texts), self.arguments.negative_prompt
+        batch = {"txt": texts, "num_frames": torch.full((count,), clip.frames), "fps": torch.full((count,), clip.fps)}
+        conditioner = self.engine.conditioner
+        pair = conditioner.get_unconditional_conditioning(
+            batch,
+            None if negative is None else batch | {"txt": [negative] * count},
+            force_uc_zero_embeddings=[each.input_key for each in conditioner.embedders] if negative is None else [],
+        )
+        device, dtype = self.engine.device, self.engine.dtype
+        cond, uc = ({name: value.to(device, dtype) for name, value in each.items()} for each in pair)
+        return cond, uc
+
+    def _image_latents(self, jobs: Sequence[Job]) -> Tensor:
+        """(B,1,C,h,w), each drawn from the VAE's posterior by the clip's own seed."""
+        import torch
+
+        from cogvideox.data.pictures import read_picture
+        from cogvideox.diffusion.noise import generator_of
+
+        latents = []
+        for job in jobs:
+            assert job.prompt.image is not None
+            picture = read_picture(job.prompt.image, self.arguments.clip.size)
+            # The engine draws from the global generator; the 1 sets this draw apart from the clip's noise.
+            torch.manual_seed(generator_of(*self._seed(job), 1).initial_seed())
+            latents.append(self.engine.encode_images(picture[None]))
+        return torch.cat(latents)
+
+    def make(self, jobs: Sequence[Job]) -> None:
+        """Draw clips together and write them; of the ranks that share a model the first writes."""
+        import torch
+
+        from cogvideox.data.writing import write_video
+        from cogvideox.parallel import current
+
+        latents_only = self.arguments.latents_only
+        with torch.no_grad():
+            latents = self.latents(jobs)
+            results = latents.float() / self.engine.scale_factor if latents_only else self.engine.decode_clips(latents)
+        if current().model.rank != 0:
+            return
+        for job, result in zip(jobs, results.cpu(), strict=True):
+            try:
+                write_record(job.path, record_of(self.arguments, job))
+                if latents_only:
+                    save_latents(job.path, result)
+                else:
+                    write_video(job.path, result, self.arguments.clip.fps)
+            except OSError as error:
+                raise UserError(f"cannot write {job.path}: {error.strerror or error}") from error
+
+
+def _for_sampling(model_config: dict[str, Any]) -> dict[str, Any]:
+    """The model with one clip at a time in the VAE, and with the sampler's progress bar on a terminal only."""
+    sampler = model_config["sampler_config"]
+    params = {**(sampler.get("params") or {}), "verbose": sys.stderr.isatty()}
+    at_a_time = model_config.get("en_and_decode_n_samples_a_time") or 1
+    return {
+        **model_config,
+        "en_and_decode_n_samples_a_time": at_a_time,
+        "sampler_config": {**sampler, "params": params},
+    }
+
+
+def draw(arguments: SamplingArguments) -> None:
+    """Everything after the arguments. Raises UserError."""
+    from cogvideox.data.pictures import check_pictures
+    from cogvideox.parallel import current
+    from cogvideox.sat_bridge.distributed import initialize
+
+    level = logging.INFO if arguments.rank == 0 else logging.WARNING
+    logging.basicConfig(level=level, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    for note in arguments.notes:
+        logger.info("%s", note)
+    check_machine(arguments)
+    # No rank gets past `initialize` before all are there, so that each sees the folder as it was before the run.
+    jobs = unfinished(arguments, jobs_of(arguments, arguments.prompts))
+    if not (jobs or arguments.is_interactive):
+        logger.info("nothing to do: all clips are in %s, drawn with these settings", arguments.output_dir)
+        return
+    check_pictures(_images(jobs), arguments.clip.size)
+    initialize(_world_of(arguments))
+    studio = Studio(arguments)
+    for part in typed_jobs(arguments) if arguments.is_interactive else [jobs]:
+        make_all(studio, part)
+    current().host.barrier()
+
+
+def make_all(studio: Studio, jobs: Sequence[Job]) -> None:
+    """This rank's share of the jobs, a batch at a time, with a progress bar on rank 0's terminal."""
+    from tqdm import tqdm
+
+    from cogvideox.parallel import current
+
+    data, size = current().data, studio.arguments.batch_size
+    own = jobs[data.rank :: data.size]
+    is_shown = current().world.rank == 0 and sys.stderr.isatty()
+    with tqdm(total=len(own), desc="clips", unit="clip", disable=not is_shown) as bar:
+        for first in range(0, len(own), size):
+            part = own[first : first + size]
+            studio.make(part)
+            bar.update(len(part))
+            for job in part:
+                logger.info("wrote %s", job.path)
+
+
+def typed_jobs(arguments: SamplingArguments) -> Iterator[list[Job]]:
+    """The jobs of one typed prompt after the other, read on rank 0 and told to the others."""
+    from cogvideox.parallel import current
+
+    number = 0
+    while True:
+        host = current().host
+        jobs = host.broadcast_object(_ask(arguments, number) if host.rank == 0 else None)
+        if jobs is None:
+            return
+        yield jobs
+        number += 1
+
+
+def _ask(arguments: SamplingArguments, number: int) -> list[Job] | None:
+    """The clips of the next prompt that can be drawn; None at the end of the conversation."""
+    from cogvideox.data.pictures import check_pictures
+
+    example = "prompt@@image.png" if arguments.takes_image else "prompt"
+    while True:
+        try:
+            line = input(f"{example} (an empty line ends): ").strip()
+        except EOFError:
+            return None
+        if line.lower() in FAREWELLS:
+            return None
+        prompt = parse_prompt(line)
+        try:
+            fault = fault_of_prompt(prompt, arguments.takes_image)
+            if fault is not None:
+                raise UserError(fault)
+            jobs = unfinished(arguments, jobs_of(arguments, [prompt], number))
+            check_pictures(_images(jobs), arguments.clip.size)
+        except UserError as error:
+            sys.stderr.write(f"{error}\n")
+            continue
+        return jobs
+
+
+def check_machine(arguments: SamplingArguments) -> None:
+    """Raises UserError where this machine cannot do what is asked."""
+    from cogvideox.platform import device_count
+
+    gpus = device_count()
+    if not gpus and arguments.precision == "fp16":
+        raise UserError("float16 needs a GPU, and there is none here: use `--precision bf16` or `--precision fp32`")
+    if gpus and arguments.local_rank >= gpus:
+        raise UserError(f"local rank {arguments.local_rank} needs a GPU of its own: start {gpus} processes here")
+
+
+def _images(jobs: Sequence[Job]) -> list[Path]:
+    return [job.prompt.image for job in jobs if job.prompt.image is not None]
+
+
+def _world_of(arguments: SamplingArguments) -> argparse.Namespace:
+    """What starting the process group wants to know, under SAT's names."""
+    from cogvideox.platform import distributed_backend
+
+    return argparse.Namespace(
+        rank=arguments.rank,
+        world_size=arguments.world_size,
+        local_rank=arguments.local_rank,
+        model_parallel_size=arguments.model_parallel_size,
+        seed=arguments.seed,
+        distributed_backend=distributed_backend(),
+    )
+
+
+def main(args_list: list[str] | None = None) -> int:
+    """Parse, then draw; the exit status is 0, or 2 for a mistake in what was given, told without a traceback."""
+    map_launcher_variables(os.environ)
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as in train_video.py
+    try:
+        arguments = get_sampling_arguments(sys.argv[1:] if args_list is None else args_list)
+    except UserError as error:
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            sys.stderr.write(f"{error}\n")
+        return 2
+
+    from cogvideox.sat_bridge import distributed
+
+    try:
+        draw(arguments)
+    except UserError as error:
+        if distributed.first_to_say(str(error)):
+            sys.stderr.write(f"{error}\n")
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    distributed.shutdown()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
