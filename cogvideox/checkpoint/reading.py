@@ -11,13 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from cogvideox.checkpoint.adapters import peft_scale
+from cogvideox.checkpoint.lora_names import is_peft, scaled_b
 from cogvideox.errors import UserError
 
 PICKLE_SUFFIXES = (".pt", ".ckpt", ".bin", ".pth")
+# In a folder without `latest` or an index: diffusers' file, SAT's, the published VAE's, diffusers' before safetensors.
+PATTERNS = ("*.safetensors", "mp_rank_*_model_states.pt", "3d-vae.pt", "diffusion_pytorch_model*.bin")
 MAX_LISTED = 8
 
 
@@ -47,22 +51,38 @@ def _read_folder(folder: Path) -> dict[str, Tensor]:
         file = folder / step / "mp_rank_00_model_states.pt"
         if not file.is_file():
             raise UserError(f"{latest} names {step!r}, but there is no {file}")
+        _refuse_part(file)
         return _read_torch(file)
     indices = sorted(folder.glob("*.safetensors.index.json"))
     if len(indices) == 1:
         return _read_shards(indices[0])
-    for pattern in ("*.safetensors", "mp_rank_00_model_states.pt"):
+    for pattern in PATTERNS:
         files = sorted(folder.glob(pattern))
+        if files:
+            _refuse_part(files[0])
         if len(files) == 1:
             return read_state_dict(files[0])
         if files:
             raise UserError(
                 f"{folder} holds {len(files)} weight files ({_listed([f.name for f in files])}): name one of them"
             )
+    inside = [name for name in ("transformer", "vae") if (folder / name).is_dir()]
+    if inside:
+        raise UserError(f"{folder} is a whole package: name {' or '.join(str(folder / name) for name in inside)}")
     raise UserError(
         f"{folder} holds no weights: neither `latest` with <n>/mp_rank_00_model_states.pt (SAT) "
         f"nor diffusion_pytorch_model.safetensors or its index (diffusers)"
     )
+
+
+def _refuse_part(file: Path) -> None:
+    """A file that is one of several, for as many model parallel ranks, holds a part of each layer only."""
+    others = sorted(file.parent.glob("mp_rank_*_model_states.pt"))
+    if file in others and len(others) > 1:
+        raise UserError(
+            f"{file.parent} is cut for {len(others)} model parallel ranks: make one file of it with\n"
+            f"  python tools/convert_checkpoint.py {file.parent} OUTPUT --to sat"
+        )
 
 
 def _read_shards(index: Path) -> dict[str, Tensor]:
@@ -80,10 +100,24 @@ def _read_shards(index: Path) -> dict[str, Tensor]:
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    """The file's tensors; adapters count with a scale of 1: that in the header of PEFT's is multiplied into B."""
     try:
-        return load_file(path)
+        state = load_file(path)
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path}: not a readable safetensors file ({error}); copy or download it again") from error
+    if not is_peft(state):
+        return state
+    scale = peft_scale(read_metadata(path), str(path))
+    return {name: scaled_b(name, tensor, scale) for name, tensor in state.items()}
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """The text that a safetensors file, or the only one in a folder, has in its header; of other files none."""
+    files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
+    if len(files) != 1 or files[0].suffix != ".safetensors":
+        return {}
+    with safe_open(files[0], framework="pt") as file:
+        return dict(file.metadata() or {})
 
 
 def _read_torch(path: Path) -> dict[str, Tensor]:

@@ -6,7 +6,7 @@ each diffusers parameter takes. Both directions read the same rows.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -147,6 +147,21 @@ def to_sat(diffusers: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     if weight in result:
         result[weight] = result[weight].flatten(1)
     return result
+
+
+def missing_names(sat: Collection[str], learned_positions: bool) -> list[str]:
+    """What a whole transformer has and these names (SAT's) lack; positions count only where they are learned, and
+    `ofs_embed` only where there is some of it.
+    """
+    wanted = [row.sat for row in _fill(ROWS, _count_layers(sat, "transformer.layers."))]
+    has_ofs = any(name.startswith("ofs_embed.") for name in sat)
+    return [
+        name
+        for name in wanted
+        if name not in sat
+        and (learned_positions or name != POSITIONS)
+        and (has_ofs or not name.startswith("ofs_embed."))
+    ]
 
 
 def _count_layers(names: Iterable[str], prefix: str) -> int:
