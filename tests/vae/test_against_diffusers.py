@@ -19,11 +19,16 @@ def close(ours: torch.Tensor, theirs: torch.Tensor, tolerance: float = TOLERANCE
     assert (ours - theirs).abs().max().item() <= tolerance
 
 
-@pytest.mark.parametrize("frames", [1, 9, 17])
+def clip_of(frames: int) -> torch.Tensor:
+    """Small pictures where there are many."""
+    return clip(frames, 16, 24, batch=1) if frames == 49 else clip(frames)
+
+
+@pytest.mark.parametrize("frames", [1, 9, 17, 49])
 @pytest.mark.parametrize("blocks", [1, 2])
 def test_whole_clips_are_encoded_and_decoded_alike(frames, blocks):
     ours, theirs = pair(blocks)
-    x = clip(frames)
+    x = clip_of(frames)
     posterior = ours.posterior(x)
     mean, logvar = theirs.encoder(x)[0].chunk(2, dim=1)
     close(posterior.mean, mean)
@@ -31,14 +36,26 @@ def test_whole_clips_are_encoded_and_decoded_alike(frames, blocks):
     close(ours.decode(mean), theirs.decoder(mean)[0])
 
 
-@pytest.mark.parametrize("frames", [9, 17, 21])
+@pytest.mark.parametrize("frames", [9, 17, 21, 49])
 def test_chunks_with_statistics_of_their_own_are_diffusers_frame_batches(frames):
     ours, theirs = pair()
-    x = clip(frames)
+    x = clip_of(frames)
     mean = theirs.encode(x).latent_dist.mean
     close(ours.posterior(x, frames_per_chunk=8, statistics="chunk").mean, mean)
     if mean.shape[2] % 2:  # an even number of latents makes diffusers double the first frame
         close(ours.decode(mean, latents_per_chunk=2, statistics="chunk"), theirs.decode(mean).sample)
+
+
+@pytest.mark.parametrize("frames", [9, 17, 49])
+def test_chunks_are_diffusers_whole_clips(frames):
+    """Ours cut in time, theirs in one piece."""
+    ours, theirs = pair()
+    x = clip_of(frames)
+    mean, logvar = theirs.encoder(x)[0].chunk(2, dim=1)
+    posterior = ours.posterior(x, frames_per_chunk=4)
+    close(posterior.mean, mean)
+    close(posterior.logvar, logvar)
+    close(ours.decode(mean, latents_per_chunk=2), theirs.decoder(mean)[0])
 
 
 def test_posterior_is_sampled_alike():

@@ -8,7 +8,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from cogvideox.checkpoint.vae_names import diffusers_from_sat
+from cogvideox.checkpoint.vae_names import diffusers_from_sat, sat_from_diffusers
 from cogvideox.errors import UserError
 from cogvideox.vae.autoencoder import VideoAutoencoderInferenceWrapper
 from cogvideox.vae.decoder import ContextParallelDecoder3D
@@ -92,6 +92,18 @@ def test_published_size_and_names():
     }
     assert {name: tuple(state[name].shape) for name in shapes} == shapes
     assert not any(name.startswith(("encoder.down.3.downsample", "decoder.up.0.upsample")) for name in state)
+
+
+def test_published_names_are_those_of_diffusers():
+    """Reference: at the real size, every name and shape of diffusers' class has its place in ours, and none is left."""
+    with torch.device("meta"):
+        ours = build((1, 2, 2, 4), blocks=3, ch=128)
+        theirs = build_diffusers((1, 2, 2, 4), blocks=3, ch=128)
+    assert theirs.config.block_out_channels == (128, 256, 256, 512) and theirs.config.layers_per_block == 3
+    assert sum(parameter.numel() for parameter in theirs.parameters()) == 215_583_907
+    renamed = sat_from_diffusers(theirs.state_dict())
+    assert {n: t.shape for n, t in renamed.items()} == {n: t.shape for n, t in ours.state_dict().items()}
+    assert diffusers_from_sat(ours.state_dict()).keys() == theirs.state_dict().keys()
 
 
 def test_weights_of_another_size_are_refused_in_one_message(tmp_path):
