@@ -87,9 +87,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     return args
 
 
-def places(model: Published, weights: Path) -> Places:
-    """Read from the model's config, with `weights` for $COGVIDEOX_WEIGHTS."""
-    os.environ[VARIABLE] = str(weights)
+def places(model: Published) -> Places:
+    """Read from the model's config, below $COGVIDEOX_WEIGHTS."""
     config = training_config([str(ROOT / "configs" / model.config)])
     node = config["model"]
     embedder = node["conditioner_config"]["params"]["emb_models"][0]["params"]
@@ -224,7 +223,8 @@ def run(args: argparse.Namespace) -> Iterator[str]:
         yield from (f"{name:<12}{model.repository:<32}configs/{model.config}" for name, model in MODELS.items())
         return
     model, weights = MODELS[args.model], _weights(args)
-    where = places(model, weights)
+    os.environ[VARIABLE] = str(weights)  # the configs read it
+    where = places(model)
     wanted = downloads(model, weights, where)
     for download in wanted:
         yield from fetch(download)

@@ -78,7 +78,7 @@ class _Filled:
 
 def _bytes(tensor: Tensor) -> memoryview:
     flat = tensor.detach().contiguous().view(-1)
-    return memoryview(flat.view(torch.uint8).numpy()) if flat.numel() else memoryview(b"")
+    return flat.view(torch.uint8).numpy().data if flat.numel() else memoryview(b"")
 
 
 def write_safetensors(

@@ -135,6 +135,32 @@ def test_which_file_is_asked(tmp_path):
         read_state_dict(tmp_path / "w.npz")
 
 
+def test_a_part_of_the_weights_is_not_taken_for_the_whole(tmp_path):
+    (tmp_path / "7").mkdir()
+    (tmp_path / "latest").write_text("7")
+    for rank in range(2):
+        torch.save({"module": STATE}, tmp_path / "7" / f"mp_rank_{rank:02d}_model_states.pt")
+    for path in (tmp_path, tmp_path / "7"):
+        with pytest.raises(UserError, match=r"7 is cut for 2 model parallel ranks: .*\n.*convert_checkpoint.py "):
+            read_state_dict(path)
+    assert_read(tmp_path / "7" / "mp_rank_01_model_states.pt")
+
+
+def test_files_that_packages_hold_alone(tmp_path):
+    for name in ("3d-vae.pt", "diffusion_pytorch_model.bin", "pytorch_lora_weights.safetensors"):
+        folder = tmp_path / name.partition(".")[0]
+        folder.mkdir()
+        (save_file if name.endswith(".safetensors") else torch.save)(STATE, folder / name)
+        assert_read(folder)
+
+
+def test_a_whole_package_is_told_its_parts(tmp_path):
+    for name in ("transformer", "vae", "text_encoder"):
+        (tmp_path / name).mkdir()
+    with pytest.raises(UserError, match="is a whole package: name .*transformer or .*vae"):
+        read_state_dict(tmp_path)
+
+
 def test_strict_loading_reports_everything_at_once():
     module = torch.nn.ModuleDict({"a": torch.nn.Linear(3, 2), "b": torch.nn.Linear(20, 1)})
     state = {"a.weight": torch.zeros(2, 4), "a.bias": torch.ones(2), **{f"x.{i}": torch.zeros(1) for i in range(12)}}

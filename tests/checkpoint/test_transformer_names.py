@@ -8,7 +8,7 @@ import pytest
 import torch
 from diffusers import CogVideoXTransformer3DModel
 
-from cogvideox.checkpoint.transformer_names import to_diffusers, to_sat
+from cogvideox.checkpoint.transformer_names import POSITIONS, missing_names, to_diffusers, to_sat
 from cogvideox.errors import UserError
 
 MODELS: dict[str, tuple[dict[str, Any], tuple[int, int, int]]] = {
@@ -69,3 +69,12 @@ def test_leftovers_of_published_files_are_dropped() -> None:
 def test_unknown_names_are_refused(convert: Any) -> None:
     with pytest.raises(UserError, match="stranger"):
         convert({"stranger": torch.zeros(1)})
+
+
+def test_what_a_whole_transformer_has() -> None:
+    sat = to_sat(random_state({"patch_size_t": 2, "ofs_embed_dim": 16}))
+    assert missing_names(sat, learned_positions=False) == []
+    assert missing_names(sat, learned_positions=True) == [POSITIONS]
+    del sat["ofs_embed.2.bias"], sat["transformer.layers.1.mlp.dense_4h_to_h.weight"]
+    assert missing_names(sat, False) == ["ofs_embed.2.bias", "transformer.layers.1.mlp.dense_4h_to_h.weight"]
+    assert missing_names({name: t for name, t in sat.items() if "ofs" not in name}, False)[:1] != ["ofs_embed.2.bias"]
