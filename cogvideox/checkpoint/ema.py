@@ -42,9 +42,9 @@ def whole(parameter: Tensor, *, changes: bool = False) -> AbstractContextManager
 
     `changes`: what data parallel rank 0 writes into it is what it holds afterwards, everywhere.
     """
-    from deepspeed.zero import GatheredParameters
+    import deepspeed
 
-    return GatheredParameters([parameter], modifier_rank=0 if changes else None)
+    return deepspeed.zero.GatheredParameters([parameter], modifier_rank=0 if changes else None)
 
 
 def _averages(engine: Any) -> Iterator[tuple[str, Tensor]]:

@@ -60,7 +60,7 @@ def check_by_hand(run: Run, rounding: float) -> None:
             limit = rounding * float(max(weights[name].abs().max() for weights in path)) + 1e-7
             assert float((found[name].double() - tensor).abs().max()) <= limit, name
             moved += float((last[name].double() - tensor).abs().max()) > 2 * limit
-        assert iteration == 1 or moved > len(expected) / 2, "the averages are told apart from the weights"
+        assert iteration == 1 or moved > len(expected) / 3, "the averages are told apart from the weights"
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
