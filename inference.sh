@@ -53,7 +53,7 @@ if [ $# -eq 0 ]; then
     run="$(last_quickstart_run)"
     [ -n "$run" ] || fail 2 "there is no quickstart run to draw from yet: \`bash finetune_single_gpu.sh\` makes one;" \
         "or name a model or a run, see \`bash inference.sh --help\`"
-    SAMPLE+=(--run "$run")
+    SAMPLE+=(--run "$run" --batch-size 6)
     for label in "$project_dir"/assets/quickstart/clips/labels/*.txt; do
         SAMPLE+=(--prompt "$(cat "$label")")
     done
@@ -71,5 +71,6 @@ if [ "$processes" -eq 1 ]; then
     LAUNCH_ENV+=(WORLD_SIZE=1 RANK=0 LOCAL_RANK=0 LOCAL_WORLD_SIZE=1)
     launch "${PYTHON:-python}" "${SAMPLE[@]}"
 fi
+# Without -- torchrun takes --run for the start of its own --run-path.
 launch "${PYTHON:-python}" "$project_dir/tools/torchrun.py" --standalone --local_addr=127.0.0.1 \
-    --nproc_per_node="$processes" "${SAMPLE[@]}"
+    --nproc_per_node="$processes" -- "${SAMPLE[@]}"

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -85,7 +86,7 @@ def get_sampling_arguments(words: Sequence[str]) -> SamplingArguments:
     known = _reduced(settings, has_run="run" in line.values)
     validator = Validator(known)
     validator.run()
-    found = [*validator.problems, *check_paths(known), *check_world(known, ranks["world_size"])]
+    found = [*validator.problems, *_missing_files(known), *check_world(known, ranks["world_size"])]
     told = {problem.key for problem in problems if problem.key}
     raise_if_any([*problems, *(problem for problem in found if problem.key not in told)])
     assert checkpoint is not None and clip is not None
@@ -174,6 +175,12 @@ def _reduced(settings: Settings, has_run: bool) -> Settings:
     if not has_run:
         shared["load"] = settings.get("args.load")
     return Settings({"args": shared, "model": settings.get("model") or {}}, settings.history)
+
+
+def _missing_files(known: Settings) -> list[Problem]:
+    """As for training, but nobody samples from a model that starts from scratch."""
+    unfit = "; or start from scratch"
+    return [dataclasses.replace(each, remedy=each.remedy.partition(unfit)[0]) for each in check_paths(known)]
 
 
 def _ranks(line: CommandLine, problems: list[Problem]) -> dict[str, int]:

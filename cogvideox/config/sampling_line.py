@@ -38,7 +38,7 @@ def parse_sampling_line(words: Sequence[str], problems: list[Problem]) -> Comman
     ]
     pairs = list(zip(words, is_override, strict=True))
     line = CommandLine(overrides=[word for word, is_one in pairs if is_one])
-    given, strays = _parser().parse_known_args([word for word, is_one in pairs if not is_one])
+    given, strays = _parser().parse_known_args([_canonical(word) for word, is_one in pairs if not is_one])
     problems += [_stray(word) for word in strays if word.startswith("--") or not _is_value(word, strays)]
     for key, text in vars(given).items():
         flag = SAMPLING_FLAGS[key]
@@ -56,12 +56,16 @@ def _parser() -> argparse.ArgumentParser:
     for title, flags in SAMPLING_GROUPS.items():
         group = parser.add_argument_group(title)
         for flag in flags:
-            group.add_argument(*_spellings(flag), dest=flag.key, help=_help(flag), **_shape(flag))
+            group.add_argument(f"--{flag.name}", dest=flag.key, help=_help(flag), **_shape(flag))
     return parser
 
 
-def _spellings(flag: Flag) -> list[str]:
-    return list(dict.fromkeys([f"--{flag.name}", f"--{flag.key}"]))
+def _canonical(word: str) -> str:
+    """`--num_steps=5` → `--num-steps=5`, where that is a flag."""
+    name, mark, value = word.partition("=")
+    key = name.lstrip("-").replace("-", "_")
+    is_flag = name.startswith("--") and key in SAMPLING_FLAGS
+    return f"--{SAMPLING_FLAGS[key].name}{mark}{value}" if is_flag else word
 
 
 def _shape(flag: Flag) -> dict[str, Any]:

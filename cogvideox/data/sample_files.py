@@ -28,9 +28,11 @@ def sample_path(folder: Path, prompt_number: int, text: str, sample_number: int,
 
 
 def slug(text: str) -> str:
-    """A prompt as part of a file name: words in lower case with dashes between them, cut to `SLUG_LENGTH`."""
+    """A prompt as part of a file name: its first words in lower case with dashes between, at most `SLUG_LENGTH`."""
     words = re.sub(r"[\W_]+", "-", text.lower()).strip("-")
-    return words[:SLUG_LENGTH].rstrip("-") or "no-text"
+    if len(words) > SLUG_LENGTH:
+        words = words[:SLUG_LENGTH].rpartition("-")[0] or words[:SLUG_LENGTH]
+    return words or "no-text"
 
 
 def is_complete(path: Path, record: Mapping[str, Any]) -> bool:

@@ -12,7 +12,9 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from safetensors.torch import save_file
 
+from cogvideox.checkpoint.lora_names import to_peft
 from cogvideox.config.sampling import get_sampling_arguments
 from cogvideox.config.sampling_record import jobs_of
 from sample_video import Studio
@@ -21,6 +23,7 @@ from tests.end_to_end.sampling_runs import sample
 
 PROMPTS = ("a dog in a field", "two boats at night", "a red car")
 SHORT = {"args": {"train_iters": 4}}
+AVERAGED = {"deepspeed": {"optimizer": {"type": "EmaAdamW", "params": {"ema_decay": 0.5}}}}
 OPEN = ("--allow-target", "tests")
 IMAGE_MODEL = {"model": {"noised_image_input": True, "network_config": {"params": {"in_channels": 32}}}}
 PATCH_OF_TWO = {
@@ -32,7 +35,7 @@ for_prompts = tuple(word for prompt in PROMPTS for word in ("--prompt", prompt))
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    run = train(tmp_path_factory.mktemp("base"), SHORT, OPEN_GATES, flags=("--seed", "5", *OPEN))
+    run = train(tmp_path_factory.mktemp("base"), SHORT, AVERAGED, OPEN_GATES, flags=("--seed", "5", *OPEN))
     assert run.status == 0, run.output[-3000:]
     return run
 
@@ -157,8 +160,22 @@ def test_a_base_that_moved_is_named(tmp_path: Path, base: Run, adapted: Run) -> 
     assert far(found, latents("--run", str(adapted.folder))) <= 1e-5
 
 
+def test_adapters_in_peft_s_layout_are_the_same_adapters(tmp_path: Path, base: Run, adapted: Run) -> None:
+    sat = torch.load(adapted.checkpoint(4), weights_only=True)["module"]
+    sat = {name.removeprefix("model.diffusion_model."): tensor for name, tensor in sat.items()}
+    file = tmp_path / "pytorch_lora_weights.safetensors"
+    save_file({name: tensor.contiguous() for name, tensor in to_peft(sat).items()}, file)
+    model = ("--base", str(adapted.folder / "training_config.yaml"), "--load", str(file), "--seed", "1234")
+    found = latents(*model, "--base-weights", str(base.folder))
+    assert far(found, latents("--run", str(adapted.folder))) <= 1e-5
+    status, output = sample(tmp_path / "log", *model, *for_prompts, *OPEN, "--output-dir", str(tmp_path))
+    assert status == 2 and "holds adapters alone" in output
+
+
 def test_an_average_is_what_its_file_holds(tmp_path: Path, base: Run) -> None:
-    """The average on top of the model file equals a model file that holds the average."""
+    """The average in place of the model file's weights equals a model file that holds the average."""
+    of_the_run = ("--run", str(base.folder))
+    assert far(latents(*of_the_run, "--ema"), latents(*of_the_run)) > 1e-4
     module = torch.load(base.checkpoint(4), weights_only=True)["module"]
     frozen = {name for name in module if name.endswith("pos_embedding")}
     average = {name: tensor * 0.9 for name, tensor in module.items() if name not in frozen}
