@@ -87,8 +87,8 @@ def byte_count(text: str) -> int:
 
 def convert(args: argparse.Namespace) -> Iterator[str]:
     """Do what the command line asks for, and tell what was done. UserError: anything that does not fit."""
-    if args.output.resolve() == args.input.resolve():
-        raise UserError(f"{args.output}: INPUT and OUTPUT are the same: give OUTPUT another name")
+    if args.input.resolve().is_relative_to(args.output.resolve()):
+        raise UserError(f"{args.output}: INPUT is this or lies in it: give OUTPUT another name")
     weights = open_weights(args.input, args.ema)
     description = describe(args, weights)
     yield _told(args.input, weights)
@@ -172,7 +172,7 @@ def _told(path: Path, weights: Weights) -> str:
     if len(weights.shards) > 1:
         parts.append(f"in {len(weights.shards)} model parallel parts")
     if weights.averaged:
-        parts.append(f"{weights.averaged:,} of them averaged")
+        parts.append("averaged")
     line = ", ".join(parts)
     unused = [name for name in weights.shards[0] if name in SAT_ONLY]
     if unused:

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-import torch
 from torch import Tensor
 
+from cogvideox.checkpoint.loading import MODEL_FILES, checkpoint_folder, read_starting_weights
 from cogvideox.checkpoint.lora_names import is_peft, is_sat_adapter
 from cogvideox.checkpoint.naming import NETWORK_PREFIX, OTHER_PREFIXES, VAE_PREFIX, is_diffusers_transformer
-from cogvideox.checkpoint.reading import read_metadata, read_state_dict
+from cogvideox.checkpoint.reading import read_metadata
 from cogvideox.checkpoint.vae_names import is_diffusers_vae
 from cogvideox.errors import UserError
 
@@ -25,7 +24,7 @@ Layout = Literal["SAT", "diffusers", "PEFT"]
 class Weights:
     """Mapped weights. `shards`: their state dicts, one for each model parallel rank that they are cut for, without the
     prefix of the network. `left_out`: names of other networks in the same file. `base`: where the weights are that
-    adapters go with, if the file says so. `averaged`: how many were taken from the running average.
+    adapters go with, if the file says so. `averaged`: what was trained is there as its running average.
     """
 
     path: Path
@@ -35,7 +34,7 @@ class Weights:
     left_out: tuple[str, ...] = ()
     base: Path | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
-    averaged: int = 0
+    averaged: bool = False
 
     def beside(self, name: str) -> Path | None:
         """The file `name` next to the weights or, for a single checkpoint of a run, in the run's folder."""
@@ -50,51 +49,17 @@ def open_weights(path: str | Path, ema: bool = False) -> Weights:
     `ema` takes the running average where one was kept. UserError: it holds none of these, or no average.
     """
     path = Path(path)
-    files = rank_files(path)
-    states = [read_state_dict(file) for file in files]
-    averaged = 0
-    if ema:
-        averages = [_average_of(file) for file in files]
-        averaged = len(averages[0])
-        states = [_replaced(state, average, path) for state, average in zip(states, averages, strict=True)]
-    kind, layout = _recognize(states[0], path)
-    shards = tuple(_own(state, kind) for state in states)
-    left_out = tuple(name for name in states[0] if kind != "VAE" and name.startswith(OTHER_PREFIXES))
-    base, metadata = noted_base(files[0]), read_metadata(files[0])
-    return Weights(path, kind, layout, shards, left_out, base, metadata, averaged)
-
-
-def rank_files(path: Path) -> list[Path]:
-    """The files that hold `path`'s weights: SAT's, one for each model parallel rank, or `path` itself."""
-    if not path.is_dir():
-        return [path]
-    latest = path / "latest"
-    folder = path / latest.read_text(encoding="utf-8").strip() if latest.is_file() else path
-    files = sorted(folder.glob("mp_rank_*_model_states.pt"))
-    return files or [path]  # reading it says what is missing
-
-
-def _average_of(file: Path) -> dict[str, Tensor]:
-    """Our runs keep the average beside the weights, the reference in a folder of its own."""
-    candidates = [
-        file.with_name(file.name.replace("model_states", "ema_states")),
-        file.parent.with_name(f"{file.parent.name}-ema") / file.name,
-    ]
-    for candidate in candidates:
-        if candidate != file and candidate.is_file():
-            return read_state_dict(candidate)
-    raise UserError(
-        f"there are no averaged weights of {file}: looked for {candidates[0].name} beside it and for "
-        f"{candidates[1].parent.name}/. A run keeps them with deepspeed.optimizer.type sat.ops.FusedEmaAdam (--ema)"
-    )
-
-
-def _replaced(state: Mapping[str, Tensor], average: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
-    """`state` with the averaged weights in place of their own."""
-    unknown = [name for name in average if name not in state or average[name].shape != state[name].shape]
-    if unknown:
-        raise UserError(f"{path}: {len(unknown)} averaged weights have no counterpart of their shape: {unknown[0]}")
-    return {**state, **average}
+    folder = checkpoint_folder(path.parent if path.is_file() and path.match(MODEL_FILES) else path)
+    if folder is None:
+        ranks = [read_starting_weights(path, ema=ema)]
+    else:
+        count = len(list(folder.glob(MODEL_FILES)))
+        ranks = [read_starting_weights(folder, rank, count, ema) for rank in range(count)]
+    first = ranks[0]
+    kind, layout = _recognize(first.state_dict, path)
+    shards = tuple(_own(rank.state_dict, kind) for rank in ranks)
+    left_out = tuple(name for name in first.state_dict if kind != "VAE" and name.startswith(OTHER_PREFIXES))
+    return Weights(path, kind, layout, shards, left_out, first.base, read_metadata(path), ema)
 
 
 def _recognize(state: Mapping[str, Tensor], path: Path) -> tuple[Kind, Layout]:
@@ -120,15 +85,3 @@ def _own(state: Mapping[str, Tensor], kind: Kind) -> dict[str, Tensor]:
         return {name.removeprefix(VAE_PREFIX): tensor for name, tensor in state.items()}
     bare = {name.removeprefix(NETWORK_PREFIX): tensor for name, tensor in state.items()}
     return {name: tensor for name, tensor in bare.items() if not name.startswith(OTHER_PREFIXES)}
-
-
-def noted_base(file: Path) -> Path | None:
-    """The weights that a checkpoint of adapters alone was trained on, as our own checkpoints note them."""
-    if file.suffix != ".pt":
-        return None
-    try:
-        content = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError):
-        return None  # `read_state_dict` says what is wrong with it
-    base = content.get("base_weights") if isinstance(content, dict) else None
-    return Path(base) if isinstance(base, str) and content.get("adapters_only") else None
