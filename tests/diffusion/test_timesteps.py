@@ -76,7 +76,7 @@ def test_shares_of_all_ranks_add_up_to_the_uniform_distribution(ranks, group_num
     often: the number of points is a multiple of all that the formula divides by.
     """
     strata = group_num or ranks
-    places, within = strata, 1000 * 2
+    places, within = 4 * strata, 1000
     grid = torch.cartesian_prod(
         (torch.arange(places, dtype=torch.float64) + 0.5) / places,
         (torch.arange(within, dtype=torch.float64) + 0.5) / within,

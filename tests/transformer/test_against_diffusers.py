@@ -41,7 +41,7 @@ def differences(found: Gradients, expected: Gradients) -> dict[str, float]:
     assert found.keys() == expected.keys()
     for name, gradient in expected.items():
         # softmax does not see what is added to all keys alike
-        assert gradient.abs().max() > 1e-6 or name.endswith("norm_k.bias"), f"{name}: no gradient to compare"
+        assert gradient.abs().max() > 100 * LIMIT or name.endswith("norm_k.bias"), f"{name}: no gradient to compare"
     return {name: difference(found[name], gradient) for name, gradient in expected.items()}
 
 
