@@ -184,13 +184,14 @@ def draw(arguments: SamplingArguments) -> None:
 def make_all(studio: Studio, jobs: Sequence[Job]) -> None:
     """This rank's share of the jobs, a batch at a time, with a progress bar on rank 0's terminal."""
     from tqdm import tqdm
+    from tqdm.contrib.logging import logging_redirect_tqdm
 
     from cogvideox.parallel import current
 
     data, size = current().data, studio.arguments.batch_size
     own = jobs[data.rank :: data.size]
     is_shown = current().world.rank == 0 and sys.stderr.isatty()
-    with tqdm(total=len(own), desc="clips", unit="clip", disable=not is_shown) as bar:
+    with logging_redirect_tqdm(), tqdm(total=len(own), desc="clips", unit="clip", disable=not is_shown) as bar:
         for first in range(0, len(own), size):
             part = own[first : first + size]
             studio.make(part)
