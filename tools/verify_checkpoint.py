@@ -28,7 +28,8 @@ sys.path.insert(0, str(ROOT))
 
 from cogvideox.checkpoint.fingerprint import EMA, RAW, LiveModel, differing  # noqa: E402
 from cogvideox.checkpoint.fixed_noise import fixed_forward, relative_difference  # noqa: E402
-from cogvideox.checkpoint.loading import MODEL_FILES, StartingWeights, checkpoint_folder, read_chain  # noqa: E402
+from cogvideox.checkpoint.inference import weights_to_sample_with  # noqa: E402
+from cogvideox.checkpoint.loading import MODEL_FILES, StartingWeights, checkpoint_folder  # noqa: E402
 from cogvideox.config.targets import allowed_modules  # noqa: E402
 from cogvideox.errors import UserError  # noqa: E402
 from cogvideox.transformer.tensor_parallel import merge, shard  # noqa: E402
@@ -58,13 +59,17 @@ class Row:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint's folder, the config of its run, and what was stored of the live model (by model parallel rank)."""
+    """A checkpoint's folder, the config of its run, and what was stored of the live model (by model parallel rank).
+
+    `base`: where the weights under its adapters are, if not where it says.
+    """
 
     folder: Path
     config: Mapping[str, Any]
     config_file: Path
     ranks: int
     live: list[LiveModel] | None
+    base: Path | None = None
 
     @property
     def network(self) -> Mapping[str, Any]:
@@ -77,7 +82,7 @@ class Checkpoint:
         return torch.float16 if args.get("fp16") else torch.bfloat16 if args.get("bf16") else torch.float32
 
 
-def open_checkpoint(path: Path) -> Checkpoint:
+def open_checkpoint(path: Path, base: Path | None = None) -> Checkpoint:
     """What `path` names: a run's folder (its latest checkpoint) or one checkpoint. UserError where it is neither."""
     folder = checkpoint_folder(path) if path.exists() else None
     if folder is None:
@@ -89,7 +94,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
     ranks = len(list(folder.glob(MODEL_FILES)))
     files = [folder / f"mp_rank_{rank:02d}_live_states.pt" for rank in range(ranks)]
     live = [LiveModel.read(each) for each in files] if files[0].is_file() else None
-    return Checkpoint(folder, config, file, ranks, live)
+    return Checkpoint(folder, config, file, ranks, live, base)
 
 
 def build_engine(checkpoint: Checkpoint) -> SATVideoDiffusionEngine:
@@ -112,10 +117,11 @@ def build_engine(checkpoint: Checkpoint) -> SATVideoDiffusionEngine:
 
 def load(engine: SATVideoDiffusionEngine, checkpoint: Checkpoint, ema: bool) -> dict[str, Tensor]:
     """Load base and checkpoint; gives all parameters of the checkpoint by name, those outside of the engine too."""
-    chains = [read_chain(checkpoint.folder, rank, checkpoint.ranks, ema) for rank in range(checkpoint.ranks)]
+    ranks = range(checkpoint.ranks)
+    chains = [weights_to_sample_with(checkpoint.folder, ema, checkpoint.base, rank, len(ranks)) for rank in ranks]
     layers = [_joined(layer) for layer in zip(*chains, strict=True)]
-    for layer in layers:
-        engine.load_weights(layer, allow_missing=layer.base is not None)
+    for place, layer in enumerate(layers):
+        engine.load_weights(layer, allow_missing=place > 0)
     return {**layers[-1].state_dict, **{name: parameter.data for name, parameter in engine.named_parameters()}}
 
 
@@ -175,9 +181,9 @@ def _check_finite(row: Row, output: Tensor) -> None:
         row.problems.append(f"{bad} of {output.numel()} values of its output on fixed noise are not finite")
 
 
-def verify(path: Path) -> tuple[list[Row], list[str]]:
+def verify(path: Path, base: Path | None = None) -> tuple[list[Row], list[str]]:
     """A row for each form of the weights, and what could not be checked. UserError where something is missing."""
-    checkpoint = open_checkpoint(path)
+    checkpoint = open_checkpoint(path, base)
     notes = []
     if checkpoint.live is None:
         notes.append("nothing to compare raw and ema with: the run was not started with --verify-save")
@@ -228,12 +234,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Print the table and the verdict; the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="a run's folder, or one checkpoint in it")
+    parser.add_argument("--base-weights", type=Path, help="of a LoRA run, if they are not where they were")
     parser.add_argument("--allow-target", action="append", default=[], help="as for train_video.py")
     options = parser.parse_args(arguments)
     for module in options.allow_target:
         allowed_modules.allow(module)
     try:
-        rows, notes = verify(options.folder)
+        rows, notes = verify(options.folder, options.base_weights)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -46,7 +46,7 @@ def full(runs: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def lora(runs: Path, full: Path, tmp_path: Path) -> Path:
-    """The same of the run of adapters, whose base is `full`."""
+    """The same of the run of adapters, which says that its base is `full`."""
     shutil.copytree(runs / "lora", tmp_path / "lora")
     rewrite(
         tmp_path / "lora" / "2" / "mp_rank_00_model_states.pt", lambda content: content.update(base_weights=str(full))
@@ -71,9 +71,9 @@ def flip(name: str, index: int = 5) -> Callable[[dict], None]:
     return change
 
 
-def verified(folder: Path, capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
+def verified(folder: Path, capsys: pytest.CaptureFixture[str], *flags: str) -> tuple[int, str]:
     capsys.readouterr()
-    status = verify_checkpoint.main([str(folder), *TESTS])
+    status = verify_checkpoint.main([str(folder), *TESTS, *flags])
     printed = capsys.readouterr()
     return status, printed.out + printed.err
 
@@ -139,6 +139,14 @@ def test_a_base_that_is_not_the_one_trained_on_is_named(
     status, printed = verified(lora, capsys)
     original = DENSE.replace(".weight", ".original.weight")
     assert status == 1 and lines_of(printed, f"raw:   {original}: norm "), printed
+
+
+def test_a_base_that_was_moved_is_named(full: Path, lora: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    full.rename(full.with_name("moved"))
+    status, printed = verified(lora, capsys)
+    assert status == 1 and lines_of(printed, "raw: does not load: ") and "--base-weights" in printed
+    status, printed = verified(lora, capsys, "--base-weights", str(full.with_name("moved")))
+    assert status == 0, printed
 
 
 def test_adapters_that_count_otherwise_show_in_the_output(lora: Path, capsys: pytest.CaptureFixture[str]) -> None:
