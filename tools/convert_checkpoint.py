@@ -168,7 +168,7 @@ def _convert_vae(args: argparse.Namespace, weights: Weights, description: Descri
 def _told(path: Path, weights: Weights) -> str:
     """What was found at `path`, in a line or two."""
     count = len(weights.shards[0])
-    parts = [f"{path}: {weights.kind} in {weights.layout}'s layout, {count:,} tensors"]
+    parts = [f"{path}: {weights.kind} in {weights.layout} layout, {count:,} tensors"]
     if len(weights.shards) > 1:
         parts.append(f"in {len(weights.shards)} model parallel parts")
     if weights.averaged:

@@ -106,8 +106,11 @@ def downloads(model: Published, weights: Path, where: Places) -> list[Download]:
     return wanted
 
 
-def fetch(download: Download) -> Iterator[str]:
-    """Fetch what is not there yet and check all of it. UserError: no connection, no room, or a damaged file."""
+def fetch(download: Download, otherwise: str) -> Iterator[str]:
+    """Fetch what is not there yet and check all of it.
+
+    UserError: no connection (`otherwise` says how to do without), no room, or a damaged file.
+    """
     from httpx import HTTPError
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError
@@ -124,8 +127,8 @@ def fetch(download: Download) -> Iterator[str]:
     except (OSError, HTTPError, HFValidationError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(
-            f"{download.repository} could not be fetched ({type(error).__name__}: {reason}). Run this again, it goes "
-            f"on where it stopped; or get these files in another way and place them:\n{download}"
+            f"{download.repository} could not be fetched ({type(error).__name__}: {reason})\n"
+            f"Run this again, it goes on where it stopped. Or {otherwise}"
         ) from error
     check(download.folder, files)
     total = sum(file.bytes for file in files)
@@ -189,15 +192,25 @@ def _has_hash(path: Path, file: HubFile, bar: Any) -> bool:
     return digest.hexdigest() == (file.sha256 or file.sha1 or digest.hexdigest())
 
 
+def conversions(package: Path, where: Places) -> list[tuple[Path, Path]]:
+    """The networks of a package, and where the config looks for each in SAT's layout."""
+    return [(package / "transformer", where.transformer), (package / "vae", where.vae)]
+
+
+def by_hand(wanted: list[Download], next_steps: str) -> str:
+    """What to place where without the hub, and how to go on."""
+    return "place these by hand:\n" + "\n".join(map(str, wanted)) + f"\nand then, {next_steps}"
+
+
 def convert(args: argparse.Namespace, package: Path, where: Places) -> Iterator[str]:
     """The package's networks in SAT's layout where the config looks for them; what is there already stays."""
     from tools import convert_checkpoint
 
-    for name, target in (("transformer", where.transformer), ("vae", where.vae)):
+    for source, target in conversions(package, where):
         if target.exists():
             yield f"{target} is there already: not converted again"
             continue
-        command = [str(package / name), str(target), "--to", "sat"]
+        command = [str(source), str(target), "--to", "sat"]
         yield from convert_checkpoint.convert(convert_checkpoint.parse(command))
     setting = f"{VARIABLE}={shlex.quote(str(_weights(args)))}"
     yield f"configs/{MODELS[args.model].config} reads these as it is, with {setting}"
@@ -226,12 +239,19 @@ def run(args: argparse.Namespace) -> Iterator[str]:
     os.environ[VARIABLE] = str(weights)  # the configs read it
     where = places(model)
     wanted = downloads(model, weights, where)
-    for download in wanted:
-        yield from fetch(download)
+    package = wanted[0].folder
+    last = flags(model, package, weights)
     if args.sat:
-        yield from convert(args, wanted[0].folder, where)
+        commands = [shlex.join(map(str, pair)) for pair in conversions(package, where)]
+        last = "\n".join(
+            ["to convert:", *(f"  python tools/convert_checkpoint.py {each} --to sat" for each in commands)]
+        )
+    for download in wanted:
+        yield from fetch(download, by_hand(wanted, last))
+    if args.sat:
+        yield from convert(args, package, where)
     else:
-        yield flags(model, wanted[0].folder, weights)
+        yield last
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -16,6 +16,7 @@ from cogvideox.checkpoint.lora_names import PIPELINE_PREFIX, is_sat_adapter
 from cogvideox.errors import UserError
 
 ORIGINAL = ".original."
+PARTS = {"query_key_value": 3, "dense": 1}
 METADATA = "lora_adapter_metadata"  # diffusers' key in a safetensors header: PEFT's LoraConfig as JSON
 RECORD = "sat_lora"  # ours: rank, alpha and type that the adapters had in SAT
 
@@ -37,19 +38,22 @@ def merge_adapters(state: Mapping[str, Tensor], scale: float) -> dict[str, Tenso
         weight = merged.get(f"{linear}.weight")
         if weight is None:
             raise UserError(f"there are adapters for {linear}, but its weight is not among the base weights")
-        a, b = (_parts(adapters, f"{linear}.matrix_{side}.") for side in "AB")
-        if len(a) != len(b):
-            raise UserError(f"{linear}: {len(a)} matrices A and {len(b)} matrices B do not pair")
-        pairs = [(down.to(weight.device).float(), up.to(weight.device).float()) for down, up in zip(a, b, strict=True)]
-        delta = torch.cat([up @ down for down, up in pairs])
-        if delta.shape != weight.shape:
-            raise UserError(f"{linear}: adapters of {tuple(delta.shape)} for a weight of {tuple(weight.shape)}")
+        parts = PARTS[linear.rpartition(".")[2]]
+        delta = torch.cat([_delta(adapters, linear, part, piece) for part, piece in enumerate(weight.chunk(parts))])
         merged[f"{linear}.weight"] = (weight.float() + scale * delta).to(weight.dtype)
     return merged
 
 
-def _parts(adapters: Mapping[str, Tensor], prefix: str) -> list[Tensor]:
-    return [adapters[name] for name in sorted(adapters) if name.startswith(prefix)]
+def _delta(adapters: Mapping[str, Tensor], linear: str, part: int, weight: Tensor) -> Tensor:
+    """B A of one part of a linear, for its (O, I) piece of the weight, in float32; zeros where it has no adapter."""
+    a, b = (adapters.get(f"{linear}.matrix_{side}.{part}") for side in "AB")
+    if a is None and b is None:
+        return torch.zeros_like(weight, dtype=torch.float32)
+    if a is None or b is None:
+        raise UserError(f"{linear}: part {part} has one of matrix_A and matrix_B, not both")
+    if (b.shape[0], a.shape[1]) != weight.shape or b.shape[1] != a.shape[0]:
+        raise UserError(f"{linear}: adapters {tuple(b.shape)} and {tuple(a.shape)} for a weight {tuple(weight.shape)}")
+    return b.to(weight.device).float() @ a.to(weight.device).float()
 
 
 def rank_of(adapters: Mapping[str, Tensor]) -> int:

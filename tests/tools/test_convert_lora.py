@@ -14,6 +14,7 @@ import pytest
 import torch
 from diffusers import CogVideoXPipeline, CogVideoXTransformer3DModel
 from safetensors import safe_open
+from safetensors.torch import save_file
 
 from cogvideox.checkpoint.loading import read_starting_weights
 from cogvideox.checkpoint.lora_names import from_peft
@@ -155,6 +156,30 @@ def test_peft_adapters_are_merged_into_a_base(tmp_path: Path) -> None:
     config = ["--base", tmp_path / "run" / "training_config.yaml"]
     convert(tmp_path / "lora", tmp_path / "out", "--lora", "merge", "--base-weights", base, *config)
     assert_same_output(twin_from(tmp_path / "out"), model, "5B")
+
+
+def test_peft_adapters_of_some_linears(tmp_path: Path) -> None:
+    """What has no adapter is as before: keys here, and the output."""
+    model = adapters_folder(tmp_path / "run", "5B", base=None)
+    base = sat_folder(tmp_path / PLAIN, plain(model))
+    convert(tmp_path / "run", tmp_path / "lora", "--lora", "export")
+    state = read_state_dict(tmp_path / "lora")
+    kept = {name: tensor for name, tensor in state.items() if "to_q" in name or "to_v" in name}
+    save_file(kept, tmp_path / "some.safetensors")
+    config = ["--base", tmp_path / "run" / "training_config.yaml"]
+    convert(tmp_path / "some.safetensors", tmp_path / "out", "--lora", "merge", "--base-weights", base, *config)
+    for name, tensor in model.state_dict().items():
+        if name.endswith(("matrix_B.1", "dense.matrix_B.0")):
+            tensor.zero_()
+    assert_same_output(twin_from(tmp_path / "out"), model, "5B")
+
+
+def test_adapters_are_exported_from_whole_checkpoints(tmp_path: Path) -> None:
+    run_folder(tmp_path / "whole", "5B", LORA)
+    adapters_folder(tmp_path / "alone", "5B", base=None)
+    for name in ("whole", "alone"):
+        convert(tmp_path / name, tmp_path / f"{name}-lora", "--lora", "export")
+    assert_equal(read_state_dict(tmp_path / "whole-lora"), read_state_dict(tmp_path / "alone-lora"))
 
 
 def test_averaged_adapters(tmp_path: Path) -> None:

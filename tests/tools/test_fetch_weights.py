@@ -142,15 +142,18 @@ def test_damaged_files_are_fetched_anew(
 @pytest.mark.parametrize(
     "error", [OfflineModeIsEnabled("offline mode"), httpx.ConnectError("no route to host"), OSError("disk on fire")]
 )
+@pytest.mark.parametrize("sat", [True, False])
 def test_offline_it_says_what_to_place_where(
-    hub: Hub, tmp_path: Path, error: Exception, capsys: pytest.CaptureFixture[str]
+    hub: Hub, tmp_path: Path, error: Exception, sat: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
     hub.broken = error
-    status, said = run(capsys, "1.5-5b-i2v")
+    status, said = run(capsys, "1.5-5b-i2v", *["--sat"] * sat)
     assert status == 2 and str(error) in said and "Traceback" not in said
     folder = tmp_path / "weights" / "CogVideoX1.5-5B-I2V"
     assert f"https://huggingface.co/zai-org/CogVideoX1.5-5B-I2V: transformer/* → {folder}/transformer" in said
-    assert f"vae/* → {folder}/vae" in said
+    assert f"vae/* → {folder}/vae" in said and "t5-v1_1-xxl/tokenizer" in said
+    command = f"convert_checkpoint.py {folder}/vae {tmp_path}/weights/CogVideoX1.5-5B-SAT/vae/3d-vae.pt --to sat"
+    assert (command if sat else f"--load {folder}/transformer") in said
 
 
 def test_room_is_looked_for_first(
