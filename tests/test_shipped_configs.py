@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from arguments import get_args
+from cogvideox.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 FULL = ("cogvideox_2b", "cogvideox_5b", "cogvideox_5b_i2v", "cogvideox1.5_5b", "cogvideox1.5_5b_i2v")
@@ -79,6 +80,20 @@ def test_each_model_starts_from_its_own_weights(weights: Path, name: str) -> Non
         args = read(kind, task_of(name), words=("--bf16",))
         assert args.load == str(weights / transformer)
         assert args.model_config["first_stage_config"]["params"]["ckpt_path"] == str(weights / vae / "3d-vae.pt")
+
+
+@pytest.mark.parametrize("name", FULL)
+def test_missing_weights_are_told_with_the_command_that_fetches_that_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    from cogvideox.checkpoint.published import MODELS as PUBLISHED
+
+    monkeypatch.setenv("COGVIDEOX_WEIGHTS", str(tmp_path))
+    with pytest.raises(UserError) as caught:
+        read(name, task_of(name), words=("--bf16",))
+    (model,) = (key for key, published in PUBLISHED.items() if published.config == f"{name}.yaml")
+    assert PUBLISHED[model].task == f"{task_of(name)}.yaml"
+    assert str(caught.value).count(f"`python tools/fetch_weights.py {model}`") == 2, "transformer and VAE"
 
 
 @pytest.mark.parametrize(

@@ -31,8 +31,7 @@ def check_paths(settings: Settings) -> list[Problem]:
         name = key.rpartition(".")[2]
         if isinstance(value, str) and name == "ckpt_path" and not Path(value).exists():
             what = f"there is no weight file {value}{_from_here(value)}"
-            then = f"set {name} to DIR/vae/diffusion_pytorch_model.safetensors"
-            problems.append(Problem(settings.source(key), key, what, _fetch(settings, value, "vae", then)))
+            problems.append(Problem(settings.source(key), key, what, _fetch(settings, value)))
         elif isinstance(value, str) and name == "model_dir" and not _is_text_encoder(value):
             what = f"there is no text encoder folder {value}{_from_here(value)}"
             remedy = _ours(value) or f"correct the path, or `{FETCH_TEXT_ENCODER.format(folder=value)}`"
@@ -108,8 +107,8 @@ def _weights_to_load(settings: Settings) -> Iterator[Problem]:
     elif path.is_dir():
         what = _fault_of_weights(path)
     if what:
-        then = "`--load DIR/transformer`; or start from scratch with `args.load=null`"
-        yield Problem(settings.source("args.load"), "args.load", what, _fetch(settings, load, "transformer", then))
+        remedy = _fetch(settings, load) + "; or start from scratch with `args.load=null`"
+        yield Problem(settings.source("args.load"), "args.load", what, remedy)
 
 
 def _fault_of_weights(folder: Path) -> str | None:
@@ -171,10 +170,10 @@ def _save(settings: Settings) -> Iterator[Problem]:
         yield Problem(settings.source("args.save"), "args.save", f"cannot save to {save}: {place} {why}", remedy)
 
 
-def _fetch(settings: Settings, path: str, part: str, then: str) -> str:
+def _fetch(settings: Settings, path: str) -> str:
     """How to get a weight that is missing. Nothing is downloaded unasked."""
-    command = f'hf download {_published_name(settings)} --include "{part}/*" --local-dir DIR'
-    return _ours(path) or f"correct the path, or `{command}` and {then}"
+    command = f"python tools/fetch_weights.py {_published_name(settings)}"
+    return _ours(path) or f"correct the path, or run `{command}`, which fetches the model and prints what to set"
 
 
 def _ours(path: str) -> str | None:
@@ -183,11 +182,11 @@ def _ours(path: str) -> str | None:
 
 
 def _published_name(settings: Settings) -> str:
-    """The repository of the published model that a config's sizes are those of; of the 2B model in doubt."""
+    """The published model that a config's sizes are those of, as tools/fetch_weights.py calls it; 2B in doubt."""
     network = settings.get("model.network_config.params") or {}
     is_large, is_1_5 = network.get("hidden_size") == 3072, network.get("patch_size") == [2, 2, 2]
-    name = "CogVideoX1.5-5B" if is_1_5 else "CogVideoX-5b" if is_large else "CogVideoX-2b"
-    return f"zai-org/{name}" + ("-I2V" if network.get("in_channels") == 32 else "")
+    name = "1.5-5b" if is_1_5 else "5b" if is_large else "2b"
+    return name + ("-i2v" if network.get("in_channels") == 32 and name != "2b" else "")
 
 
 def _from_here(path: str) -> str:

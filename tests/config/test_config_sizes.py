@@ -83,9 +83,7 @@ def test_any_multiple_of_16_and_any_4k_plus_1_within_the_positions_is_accepted(s
 @pytest.fixture
 def own_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """The name of a module of the user's, with a data set and a network."""
-    text = (
-        "class Latents:\n    def __init__(self, path): ...\n\nclass Network:\n    def __init__(self, **given): ...\n"
-    )
+    text = "class Latents:\n    def __init__(self, path): ...\n\nclass Network:\n    def __init__(self, **given): ...\n"
     (tmp_path / "my_parts.py").write_text(text)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(allowed_modules, "names", [])
