@@ -25,6 +25,15 @@ WEIGHTS = {
     "cogvideox1.5_5b_i2v": ("CogVideoX1.5-5B-SAT/transformer_i2v", "CogVideoX1.5-5B-SAT/vae"),
 }
 
+# Of the transformer, as the diffusers package counts them.
+PARAMETERS = {
+    "cogvideox_2b": 1_693_783_872,
+    "cogvideox_5b": 5_570_283_072,
+    "cogvideox_5b_i2v": 5_570_479_680,
+    "cogvideox1.5_5b": 5_570_676_352,
+    "cogvideox1.5_5b_i2v": 5_571_594_880,
+}
+
 
 @pytest.fixture
 def weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -165,12 +174,25 @@ def test_the_2b_model_trains_in_fp16_and_the_others_in_bf16(weights: Path) -> No
     assert all(read(name, task_of(name)).bf16 for name in MODELS if "2b" not in name)
 
 
-def test_counted_parameters_of_the_adapters() -> None:
-    """Truth: identity. The millions in the comments are 8 · r · hidden_size · num_layers."""
-    text = "".join((ROOT / f"configs/{name}.yaml").read_text() for name in ("lora", "cogvideox_5b_i2v_lora"))
-    for rank, hidden, layers in ((128, 1920, 30), (128, 3072, 42), (256, 3072, 42)):
-        count = 8 * rank * hidden * layers
-        assert f"{count / 1e6:.0f} M" in text and f"{count * 20 / 1e9:.1f} GB" in text
+@pytest.mark.parametrize("name", FULL)
+def test_real_sizes_have_the_published_number_of_parameters_and_the_adapters_that_are_stated(
+    weights: Path, name: str
+) -> None:
+    import torch
+
+    from cogvideox.config import instantiate
+    from cogvideox.transformer.lora import is_adapter
+
+    network = read(f"{name}_lora", task_of(name), words=("--bf16",)).model_config["network_config"]
+    with torch.device("meta"):
+        sizes = {key: value.numel() for key, value in instantiate(network).named_parameters()}
+    adapters = sum(size for key, size in sizes.items() if is_adapter(key))
+    table = sizes.get("mixins.pos_embed.pos_embedding", 0)  # diffusers does not count it
+    assert sum(sizes.values()) - adapters - table == PARAMETERS[name]
+    assert table == {"cogvideox_2b": 17_776 * 1920, "cogvideox_5b_i2v": 17_776 * 3072}.get(name, 0)
+    stated = "cogvideox_5b_i2v_lora" if name == "cogvideox_5b_i2v" else "lora"
+    text = (ROOT / f"configs/{stated}.yaml").read_text()
+    assert f"{adapters / 1e6:.0f} M" in text and f"{adapters * 20 / 1e9:.1f} GB" in text
 
 
 def test_the_quickstart_works_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
