@@ -105,7 +105,7 @@ def _twin(config: Mapping[str, Any], weights: dict[str, Tensor], network: Mappin
         read = crop_table(weights[name], ours.mixins["pos_embed"].grid, layout)
         weights = weights | {name: torch.cat([weights[name][:, :text_tokens], read], dim=1)}
     with torch.device("meta"):
-        twin = CogVideoXTransformer3DModel(**options)
+        twin: Any = CogVideoXTransformer3DModel(**options)
     twin.load_state_dict(weights, strict=True, assign=True)
     if not config["use_rotary_positional_embeddings"]:
         twin.patch_embed.pos_embedding = _computed_positions(options)
@@ -121,7 +121,7 @@ def _computed_positions(options: Mapping[str, Any]) -> Tensor:
     scales = ("spatial_interpolation_scale", "temporal_interpolation_scale", "max_text_seq_length")
     given = {name: options[name] for name in (*sizes, *scales)}
     width = options["num_attention_heads"] * options["attention_head_dim"]
-    small = CogVideoXPatchEmbed(
+    small: Any = CogVideoXPatchEmbed(
         **given, in_channels=1, text_embed_dim=1, embed_dim=width, use_learned_positional_embeddings=False
     )
     return small.pos_embedding
@@ -144,8 +144,8 @@ def _rotary(config: Any, x: Tensor) -> tuple[Tensor, Tensor]:
 
     _, frames, _, height, width = x.shape
     grid = (height // config.patch_size, width // config.patch_size)
+    make: Any = get_3d_rotary_pos_embed
     if config.patch_size_t is None:
-        return get_3d_rotary_pos_embed(config.attention_head_dim, ((0, 0), grid), grid, frames)
-    return get_3d_rotary_pos_embed(
-        config.attention_head_dim, None, grid, frames // config.patch_size_t, grid_type="slice", max_size=grid
-    )
+        return make(config.attention_head_dim, ((0, 0), grid), grid, frames)
+    tokens = frames // config.patch_size_t
+    return make(config.attention_head_dim, None, grid, tokens, grid_type="slice", max_size=grid)

@@ -2,7 +2,7 @@
 
 ZeRO 0 has it beside each parameter (in half precision beside its float32 master), ZeRO 1 and 2 in each rank's piece of
 a flat vector, ZeRO 3 in each rank's piece of the parameter. DeepSpeed's `safe_get_full_optimizer_state` is of use at
-stage 3 alone: below it knows the state of the first parameter group only, and that of before a resume.
+stage 3 alone: below it knows the state of the first parameter group only.
 """
 
 from __future__ import annotations

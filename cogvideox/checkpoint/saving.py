@@ -59,15 +59,7 @@ def save_checkpoint(
         shutil.rmtree(incomplete)
     world.barrier()
     state = client_state | {"iteration": iteration, "random_states": world.gather_objects(random_state())}
-    engine.save_checkpoint(
-        str(folder),
-        tag=incomplete.name,
-        client_state=state,
-        save_latest=False,
-        exclude_frozen_parameters=adapters_only,
-    )
-    if engine.zero_optimization_partition_weights():
-        _save_consolidated(engine, incomplete, state, adapters_only)
+    _write(engine, incomplete, state, adapters_only)
     saved = save_averages(engine, incomplete, {"iteration": iteration}) if averages else None
     if gate is not None:
         gate.record(engine, incomplete, saved)
@@ -81,8 +73,17 @@ def save_checkpoint(
     return final
 
 
-def _save_consolidated(engine: Any, folder: Path, state: dict[str, Any], adapters_only: bool) -> None:
-    """At stage 3 each rank's file holds its own part: write the whole weights in SAT's place too."""
+def _write(engine: Any, folder: Path, state: dict[str, Any], adapters_only: bool) -> None:
+    """DeepSpeed's files. At stage 3 each rank's holds its own part: the whole weights go into SAT's place too."""
+    engine.save_checkpoint(
+        str(folder.parent),
+        tag=folder.name,
+        client_state=state,
+        save_latest=False,
+        exclude_frozen_parameters=adapters_only,
+    )
+    if not engine.zero_optimization_partition_weights():
+        return
     weights = engine._zero3_consolidated_16bit_state_dict(exclude_frozen_parameters=adapters_only)
     groups = current()
     if groups.data.rank == 0:
