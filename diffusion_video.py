@@ -12,6 +12,7 @@ import argparse
 import logging
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,21 +21,20 @@ from torch import Tensor, nn
 
 from cogvideox import parallel
 from cogvideox.checkpoint.loading import StartingWeights
-from cogvideox.checkpoint.transformer_names import to_sat
+from cogvideox.checkpoint.naming import network_names
 from cogvideox.conditioning.images import coarsened, noised_images, placed_in_time, with_dropout
 from cogvideox.config import instantiate, resolve_target
+from cogvideox.diffusion.sampler import shared_normal
 from cogvideox.errors import UserError
 from cogvideox.platform import autocast, current_device
 from cogvideox.telemetry.phases import phases
 from cogvideox.transformer.layout import pad_in_front
-from cogvideox.transformer.lora import is_adapter
+from cogvideox.transformer.lora import LoraLinear, is_adapter
 
 logger = logging.getLogger(__name__)
 
 DTYPE_NAMES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
 NETWORK_WRAPPER = "cogvideox.transformer.wrapper.NetworkWrapper"
-NETWORK_PREFIX = "model.diffusion_model."
-OTHER_PREFIXES = ("first_stage_model.", "conditioner.", "denoiser.", "loss_fn.")
 
 
 class SATVideoDiffusionEngine(nn.Module):
@@ -127,15 +127,13 @@ class SATVideoDiffusionEngine(nn.Module):
     def load_weights(self, weights: StartingWeights, allow_missing: bool) -> None:
         """Load a checkpoint's transformer; a VAE or T5 in it is passed over.
 
-        Names may start with `model.diffusion_model.` as in SAT's files, be the transformer's own, or diffusers'.
+        Names may start with `model.diffusion_model.` as in SAT's files, be the transformer's own, diffusers' or PEFT's.
 
         Raises:
             UserError: names or shapes that do not fit, all listed.
         """
-        state = {name.removeprefix(NETWORK_PREFIX): tensor for name, tensor in weights.state_dict.items()}
-        state = {name: tensor for name, tensor in state.items() if not name.startswith(OTHER_PREFIXES)}
-        if any(name.startswith("transformer_blocks.") for name in state):
-            state = to_sat(state)
+        scaling = next((layer.scaling for layer in self.network.modules() if isinstance(layer, LoraLinear)), 1.0)
+        state = network_names(weights.state_dict, scaling)
         ranks = parallel.current().model
         if ranks.size > 1 and not weights.is_shard:
             state = {name: self.network.shard(name, tensor, ranks.rank, ranks.size) for name, tensor in state.items()}
@@ -191,9 +189,9 @@ class SATVideoDiffusionEngine(nn.Module):
         self.network.check_positions((shape[0] + -shape[0] % self.patch_t, *shape[1:]))
         return shape
 
-    def decode_clips(self, z: Tensor) -> Tensor:
+    def decode_clips(self, z: Tensor, latents_per_chunk: int | None = None) -> Tensor:
         """Scaled latents (B,T,C,h,w) → clips (B,F,3,H,W), float32, about [-1, 1]."""
-        x = self.decode_first_stage(rearrange(z, "b t c h w -> b c t h w"))
+        x = self.decode_first_stage(rearrange(z, "b t c h w -> b c t h w"), latents_per_chunk)
         return rearrange(x, "b c f h w -> b f c h w").float()
 
     @torch.no_grad()
@@ -204,11 +202,12 @@ class SATVideoDiffusionEngine(nn.Module):
         return (z * self.scale_factor).to(self.dtype)
 
     @torch.no_grad()
-    def decode_first_stage(self, z: Tensor) -> Tensor:
+    def decode_first_stage(self, z: Tensor, latents_per_chunk: int | None = None) -> Tensor:
         """Scaled latents (B,C,T,h,w) → (B,3,F,H,W)."""
         latents = z.to(self.dtype) / self.scale_factor
         with autocast(self.dtype if self.first_stage_autocast else None):
-            return torch.cat([self.first_stage_model.decode(part) for part in self._in_parts(latents)])
+            chunk = {} if latents_per_chunk is None else {"latents_per_chunk": latents_per_chunk}
+            return torch.cat([self.first_stage_model.decode(part, **chunk) for part in self._in_parts(latents)])
 
     @torch.no_grad()
     def sample(
@@ -217,6 +216,8 @@ class SATVideoDiffusionEngine(nn.Module):
         uc: dict[str, Tensor] | None = None,
         batch_size: int = 16,
         shape: tuple[int, ...] | None = None,
+        prefix: Tensor | None = None,
+        concat_images: Tensor | None = None,
         noise: Tensor | None = None,
         image_latents: Tensor | None = None,
         generator: torch.Generator | None = None,
@@ -225,26 +226,27 @@ class SATVideoDiffusionEngine(nn.Module):
         """Scaled latents (`batch_size`, *`shape`) in the engine's dtype; `shape` is (T,C,h,w).
 
         `noise` (B,T′,C,h,w) is what to start from, else it is drawn; T′ is T rounded up to the temporal patch, and the
-        frames in front that this adds are dropped at the end. `image_latents` (B,1,C,h,w) are `encode_images`'.
+        frames in front that this adds are dropped at the end. `prefix` (B,P,C,h,w) replaces its first frames. An image
+        is given as `image_latents` (B,1,C,h,w), `encode_images`', or whole as `concat_images` or `concat` of `cond`.
         """
         if self.sampler is None:
             raise UserError("the config has no model.sampler_config: samples cannot be drawn")
         assert shape is not None
         extra = -shape[0] % self.patch_t
         if noise is None:
-            at = self.device if generator is None else generator.device
-            noise = torch.randn(batch_size, shape[0] + extra, *shape[1:], device=at, generator=generator)
-        noise = parallel.current().model.broadcast(noise.to(self.device))
-        if (image_latents is None) == self.noised_image_input:
-            raise UserError("model.noised_image_input decides whether samples start from an image: give one, or none")
+            noise = shared_normal(generator)(torch.empty(batch_size, shape[0] + extra, *shape[1:], device=self.device))
+        noise = noise.to(self.device)
+        if prefix is not None:
+            noise = torch.cat([prefix.to(noise), noise[:, prefix.shape[1] :]], dim=1)
         if image_latents is not None:
-            image_latents = image_latents.to(self.device, self.dtype)
-            concat = placed_in_time(image_latents, noise.shape[1], self.noised_image_all_concat)
-            cond, uc = {**cond, "concat": concat}, None if uc is None else {**uc, "concat": concat}
+            images = image_latents.to(self.device, self.dtype)
+            concat_images = placed_in_time(images, noise.shape[1], self.noised_image_all_concat)
+        if concat_images is not None:
+            cond, uc = {**cond, "concat": concat_images}, None if uc is None else {**uc, "concat": concat_images}
+        if ("concat" in cond) != self.noised_image_input:
+            raise UserError("model.noised_image_input decides whether samples start from an image: give one, or none")
 
-        def denoise(x: Tensor, sqrt_alpha_bar: Tensor, c: Mapping[str, Any], **kwargs: Any) -> Tensor:
-            return self.denoiser(self.model, x, sqrt_alpha_bar, c, **kwargs)
-
+        denoise = partial(self.denoiser, self.model)
         samples = self.sampler(denoise, noise, cond, uc=uc, generator=generator, **sampler_inputs)
         return samples[:, extra:].to(self.dtype)
 
@@ -269,11 +271,8 @@ class SATVideoDiffusionEngine(nn.Module):
         )
         if only_log_video_latents:
             return {"latents": samples.float() / self.scale_factor}
-        return {
-            "inputs": clips.float(),
-            "reconstructions": self.decode_clips(z),
-            "samples": self.decode_clips(samples),
-        }
+        shown = {"inputs": clips.float(), "reconstructions": self.decode_clips(z)}
+        return shown | {"samples": self.decode_clips(samples)}
 
     def _cast(self, cond: Mapping[str, Any]) -> dict[str, Any]:
         return {

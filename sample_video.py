@@ -13,16 +13,15 @@ import logging
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from cogvideox.config.launchers import map_launcher_variables
 from cogvideox.config.sampling import SamplingArguments, get_sampling_arguments
 from cogvideox.config.sampling_record import Job, jobs_of, record_of, unfinished
 from cogvideox.data.prompts import fault_of_prompt, parse_prompt
 from cogvideox.data.sample_files import save_latents, write_record
 from cogvideox.errors import UserError
-from train_video import map_launcher_variables
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -47,9 +46,6 @@ class Studio:
         self.engine = cast(Any, get_model(namespace, SATVideoDiffusionEngine).eval().requires_grad_(False))
         self.shape = self.engine.latent_shape(arguments.clip.frames, arguments.clip.height, arguments.clip.width)
         self._load()
-        if arguments.latents_per_chunk is not None:
-            vae = self.engine.first_stage_model
-            vae.decode = partial(vae.decode, latents_per_chunk=arguments.latents_per_chunk)
 
     def _load(self) -> None:
         from cogvideox.checkpoint.inference import weights_to_sample_with
@@ -131,7 +127,10 @@ class Studio:
         latents_only = self.arguments.latents_only
         with torch.no_grad():
             latents = self.latents(jobs)
-            results = latents.float() / self.engine.scale_factor if latents_only else self.engine.decode_clips(latents)
+            if latents_only:
+                results = latents.float() / self.engine.scale_factor
+            else:
+                results = self.engine.decode_clips(latents, self.arguments.latents_per_chunk)
         if current().model.rank != 0:
             return
         for job, result in zip(jobs, results.cpu(), strict=True):

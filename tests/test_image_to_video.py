@@ -224,3 +224,20 @@ def told(positions: Any, layout: TokenLayout) -> torch.Tensor:
     parts = [] if added is None else [added[0]]
     parts += [] if turned is None else [torch.view_as_real(turned[layout.text_length :]).flatten(1)]
     return torch.cat(parts, dim=1).detach()
+
+
+def test_images_and_ofs_given_as_the_reference_does_are_the_same() -> None:
+    """Identity: `concat` in the conditioning, `concat_images=` and `image_latents=`; 5B-I2V takes an `ofs` unread."""
+    engine = engine_of("i2v").eval()
+    torch.nn.init.normal_(engine.network.mixins["final_layer"].linear.weight)
+    cond, noise = {"crossattn": torch.zeros(1, 48, 64)}, torch.randn(1, *LATENT)
+    image = torch.randn(1, 1, *LATENT[1:])
+    whole = torch.cat([image, torch.zeros(1, LATENT[0] - 1, *LATENT[1:])], dim=1)
+
+    def samples(conditioning: dict[str, torch.Tensor], **given: Any) -> torch.Tensor:
+        generator = torch.manual_seed(0)
+        return engine.sample(conditioning, batch_size=1, shape=LATENT, noise=noise, generator=generator, **given)
+
+    ours = samples(cond, image_latents=image)
+    assert torch.equal(samples(cond, concat_images=whole), ours)
+    assert torch.equal(samples(cond | {"concat": whole}, ofs=torch.tensor([2.0])), ours)

@@ -31,7 +31,8 @@ def instantiate(node: Mapping[str, Any], **supplied: Any) -> Any:
         raise UserError(f"expected a mapping with `target:` and `params:`, got {config!r}")
     target = resolve_target(config["target"])
     signature = signature_of(target)
-    bound = bind(signature, config.get("params") or {}, supplied=tuple(supplied))
+    params = {key: plain(value) for key, value in (plain(config.get("params")) or {}).items()}
+    bound = bind(signature, params, supplied=tuple(supplied))
     if bound.faults:
         lines = [f"  params.{fault.key}: {fault.what}; {fault.remedy}" for fault in bound.faults]
         raise UserError(f"target `{config['target']}`:\n" + "\n".join(lines))

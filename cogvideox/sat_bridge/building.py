@@ -12,7 +12,9 @@ import torch
 from deepspeed.runtime.fp16.unfused_optimizer import FP16_UnfusedOptimizer
 from torch import nn
 
-from cogvideox.checkpoint.loading import read_starting_weights
+from cogvideox.checkpoint.loading import read_chain
+from cogvideox.checkpoint.lora_names import is_peft, is_sat_adapter
+from cogvideox.errors import UserError
 from cogvideox.parallel import current
 from cogvideox.platform import current_device
 from cogvideox.sat_bridge import importing  # noqa: F401  (makes `import sat` work)
@@ -53,15 +55,20 @@ def load_checkpoint(model: Any, args: argparse.Namespace) -> int:
     (they keep their initial values), never other ones.
 
     Raises:
-        UserError: a file is missing, unreadable, or does not fit the model.
+        UserError: a file is missing, unreadable, does not fit the model, or holds adapters for weights that it does not
+            name: those would stay random.
     """
     ranks = current().model
-    chain = [read_starting_weights(args.load, ranks.rank, ranks.size)]
-    while (base := chain[-1].base) is not None:
-        chain.append(read_starting_weights(base, ranks.rank, ranks.size))
-    for weights in reversed(chain):
+    chain = read_chain(args.load, ranks.rank, ranks.size)
+    first = chain[0]
+    if is_peft(first.state_dict) or all(is_sat_adapter(name) for name in first.state_dict):
+        raise UserError(
+            f"{first.source} holds adapters alone and does not name the weights that they are for; make a checkpoint "
+            f"that does: python tools/convert_checkpoint.py {first.source} DIR --lora import --base-weights WEIGHTS"
+        )
+    for weights in chain:
         model.load_weights(weights, allow_missing=args.force_train or weights.base is not None)
-    return chain[0].iteration if args.mode == "pretrain" else 0
+    return chain[-1].iteration if args.mode == "pretrain" else 0
 
 
 def setup_model_untrainable_params_and_optimizer(

@@ -159,8 +159,7 @@ class DiffusionTransformer(BaseModel):
         """SiLU of the time embedding (plus that of `ofs`), which every modulation starts from. (B, time_embed_dim)"""
         embedding = self.time_embed(sinusoid(timesteps, self.hidden_size).to(self.dtype))
         if self.ofs_embed_dim is None:
-            if ofs is not None:
-                raise UserError("ofs is given, but the transformer has no ofs_embed_dim: give both or none")
+            self._say_unread({} if ofs is None else {"ofs": ofs})  # the reference's scripts give it to any I2V model
             return F.silu(embedding)
         told = timesteps.new_full((1,), self.ofs, dtype=torch.float32) if ofs is None else ofs
         return F.silu(embedding + self.ofs_embed(sinusoid(told, self.ofs_embed_dim).to(self.dtype)))

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
-from tests.end_to_end.runs import ROOT, environment, launch, launcher, one_error, run, train, write_config
+from tests.end_to_end.runs import LORA, ROOT, environment, launch, launcher, one_error, run, train, write_config
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
@@ -65,3 +66,12 @@ def test_weights_that_would_run_code(tmp_path: Path) -> None:
     done = train(tmp_path, {"args": {"load": str(tmp_path / "weights"), "mode": "finetune"}})
     one_error(done, "refused")
     assert "code ran" not in done.output.replace("'code ran'", "")
+
+
+def test_adapters_whose_base_is_unknown(tmp_path: Path) -> None:
+    """They would go on random weights."""
+    a_and_b = {"lora_A": torch.zeros(4, 128), "lora_B": torch.zeros(128, 4)}
+    names = {f"transformer.transformer_blocks.0.attn1.to_out.0.{part}.weight": value for part, value in a_and_b.items()}
+    save_file(names, tmp_path / "adapters.safetensors")
+    load = {"args": {"load": str(tmp_path / "adapters.safetensors"), "mode": "finetune", "force_train": True}}
+    one_error(train(tmp_path, load, LORA), "does not name the weights")

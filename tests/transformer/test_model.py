@@ -182,7 +182,6 @@ def cut(name: str, *index: Any) -> dict[str, torch.Tensor]:
         (tiny.inputs(frames=6), "6 x 4 x 6"),
         (cut("context", slice(0, 1)), r"expected \(2, tokens, 24\)"),
         (cut("context", slice(None), slice(None), slice(0, 5)), "text_hidden_size"),
-        ({**tiny.inputs(), "ofs": torch.tensor([2.0])}, "ofs"),
     ],
 )
 @pytest.mark.parametrize("rotary", [False, True])
