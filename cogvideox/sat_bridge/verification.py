@@ -14,14 +14,16 @@ from torch import Tensor
 
 from cogvideox.checkpoint.live import write_live_model
 from cogvideox.checkpoint.saving import UntrustedCheckpoint
+from cogvideox.platform import has_gpu
 from cogvideox.sat_bridge.training import own_random_stream
 
 logger = logging.getLogger(__name__)
 
 TOOL = Path(__file__).resolve().parents[2] / "tools" / "verify_checkpoint.py"
-# What would make the other process a rank of this run, and the GPU that it leaves to the training.
-LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
-NO_GPU = {"CUDA_VISIBLE_DEVICES": ""}
+# What would make the other process a rank of this run.
+LAUNCHER = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT"}
+# It leaves the GPU's memory to the training, whose ranks wait for it and leave it the CPU.
+NO_GPU = {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
 
 
 class LiveGate:
@@ -40,10 +42,9 @@ class LiveGate:
     def check(self, folder: Path) -> None:
         """Raise UntrustedCheckpoint with what the tool says, unless it says that all is well."""
         allowed = [word for module in self.allowed for word in ("--allow-target", module)]
-        environment = {name: value for name, value in os.environ.items() if name not in LAUNCHER} | NO_GPU
         done = subprocess.run(
             [sys.executable, str(TOOL), str(folder), *allowed],
-            env=environment,
+            env=_environment(),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -54,3 +55,9 @@ class LiveGate:
                 f"{done.stdout.strip()}"
             )
         logger.info("%s", done.stdout.strip())
+
+
+def _environment() -> dict[str, str]:
+    """This process's, for one that is no rank of its run and computes on the CPU."""
+    dropped = LAUNCHER | ({"OMP_NUM_THREADS"} if has_gpu() else set())
+    return {name: value for name, value in os.environ.items() if name not in dropped} | NO_GPU

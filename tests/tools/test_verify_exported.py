@@ -32,7 +32,7 @@ def write_run(folder: Path, kind: five.Kind, lora: dict | None, dtype: torch.dty
     ]["params"]["discretization_config"] = nodes["denoiser_config"]["params"]["discretization_config"]
     target = config["model"]["network_config"]["target"]
     nodes["network_config"] = {"target": target, "params": network}
-    written = {"args": {"bf16": dtype == torch.bfloat16}, "model": nodes}
+    written = {"args": {"bf16": dtype == torch.bfloat16, "fp16": dtype == torch.float16}, "model": nodes}
     (folder / "3").mkdir(parents=True)
     (folder / "training_config.yaml").write_text(yaml.safe_dump(written), encoding="utf-8")
     torch.save({"module": state}, folder / "3" / "mp_rank_00_model_states.pt")
@@ -54,11 +54,11 @@ def test_each_model_computes_the_same_in_diffusers(tmp_path: Path, name: str, lo
     assert len(notes) == 1 and "--verify-save" in notes[0]
 
 
-@pytest.mark.parametrize("name", ["2B", "1.5-5B-I2V"])
-def test_half_precision_is_within_its_rounding(tmp_path: Path, name: str) -> None:
-    rows, _ = verify_checkpoint.verify(write_run(tmp_path, five.KINDS[name], LORA, torch.bfloat16))
+@pytest.mark.parametrize(("name", "dtype"), [("2B", torch.float16), ("1.5-5B-I2V", torch.bfloat16)])
+def test_half_precision_is_within_its_rounding(tmp_path: Path, name: str, dtype: torch.dtype) -> None:
+    rows, _ = verify_checkpoint.verify(write_run(tmp_path, five.KINDS[name], LORA, dtype))
     assert not rows[1].problems, verify_checkpoint.table(rows)
-    assert 1e-5 < difference_of(rows[1]) < verify_checkpoint.TOLERANCE[torch.bfloat16] / 2
+    assert 1e-5 < difference_of(rows[1]) < verify_checkpoint.TOLERANCE[dtype] / 2
 
 
 def test_stretched_rotary_positions_are_not_diffusers(tmp_path: Path) -> None:
