@@ -15,15 +15,17 @@ from cogvideox.errors import UserError
 # An integer type as wide as the values, to read their bits.
 BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 AT_A_TIME = 1 << 22  # values widened to 64 bits at once
+SAMPLES = 8  # values of a tensor that are kept
 RAW, EMA = "raw", "ema"
 
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """A tensor's bits in one number, and its norm to tell by how much two differ."""
+    """A tensor's bits in one number; its norm and a few of its values, to tell by how much two differ."""
 
     checksum: int
     norm: float
+    samples: tuple[float, ...]
 
     @classmethod
     def of(cls, tensor: Tensor) -> Fingerprint:
@@ -35,7 +37,12 @@ class Fingerprint:
             part = bits[start : start + AT_A_TIME].long()
             places = torch.arange(start, start + part.numel(), device=part.device)
             total += int((part * (2 * places + 1)).sum())
-        return cls(total % 2**64, float(torch.linalg.vector_norm(values, dtype=torch.float64)))
+        samples = values[:: max(1, values.numel() // SAMPLES)][:SAMPLES]
+        return cls(
+            total % 2**64,
+            float(torch.linalg.vector_norm(values, dtype=torch.float64)),
+            tuple(samples.double().tolist()),
+        )
 
 
 @dataclass(frozen=True)
@@ -48,7 +55,7 @@ class LiveModel:
     def write(self, folder: Path, model_rank: int) -> None:
         """As `<folder>/mp_rank_XX_live_states.pt`."""
         plain = {
-            kind: {name: [found.checksum, found.norm] for name, found in each.items()}
+            kind: {name: [found.checksum, found.norm, found.samples] for name, found in each.items()}
             for kind, each in self.fingerprints.items()
         }
         content = {"fingerprints": plain, "outputs": dict(self.outputs)}
@@ -83,5 +90,7 @@ def differing(expected: Mapping[str, Fingerprint], found: Mapping[str, Tensor]) 
             continue
         here = Fingerprint.of(found[name])
         if here.checksum != live.checksum:
-            lines.append(f"{name}: norm {here.norm:.9g}, live {live.norm:.9g}")
+            apart = max((abs(a - b) for a, b in zip(here.samples, live.samples, strict=False)), default=0.0)
+            compared = f"of {len(live.samples)} values compared the largest difference is {apart:.3g}"
+            lines.append(f"{name}: norm {here.norm:.7g}, live {live.norm:.7g}; {compared}")
     return lines

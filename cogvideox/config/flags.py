@@ -128,8 +128,8 @@ _OURS = [
     Flag("profile-phases", bool, False, "log how long each phase of a step takes"),
     Flag("resume", str | None, None, "folder of a run (or `auto`) to continue exactly; auto: the newest run of this "
          "experiment name in --save, or a new one"),
-    Flag("verify-save", bool, False, "load every checkpoint in another process before it gets its name, and end the run "
-         "if it does not compute what the live model does"),
+    Flag("verify-save", bool, False, "load every checkpoint in another process before it gets its name; end the run if "
+         "it does not compute what the live model does"),
 ]  # fmt: skip
 
 GROUPS: dict[str, list[Flag]] = {

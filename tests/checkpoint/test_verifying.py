@@ -47,7 +47,8 @@ def test_a_view_has_the_fingerprint_of_its_values() -> None:
 def test_what_differs_is_named_with_its_norm_and_what_is_missing_too() -> None:
     live = {name: Fingerprint.of(torch.full((4,), value)) for name, value in (("a", 1.0), ("b", 2.0), ("c", 3.0))}
     lines = differing(live, {"a": torch.full((4,), 1.0), "b": torch.full((4,), 2.5)})
-    assert lines == ["b: norm 5, live 4", "c: not in the checkpoint"]
+    compared = "of 4 values compared the largest difference is 0.5"
+    assert lines == [f"b: norm 5, live 4; {compared}", "c: not in the checkpoint"]
 
 
 def test_a_live_model_survives_its_file(tmp_path: Path) -> None:
