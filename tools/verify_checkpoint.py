@@ -7,7 +7,9 @@ Builds the transformer from the run's training_config.yaml, loads the checkpoint
 noise, on the CPU: with the weights (raw), with their moving averages (ema) where there are any, and in the diffusers
 package's class (exported) where that is installed. A run with --verify-save has stored what its live model gave, and
 every parameter's checksum: raw and ema must be as there, the parameters to the bit. Exported must give what raw gives.
-Exit status 0 if all is well; 1 if not, naming what differs; 2 where something needed is missing.
+The adapters of a LoRA run must be the live ones under the names of an export (adapters) too.
+Exit status 0 if all is well; 1 if not, naming what differs; 2 where something needed is missing; 3 if the weights load
+and compute finite numbers, and there is nothing to compare them with.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,35 +28,33 @@ from torch import Tensor
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from cogvideox.checkpoint.fingerprint import EMA, RAW, LiveModel, differing  # noqa: E402
-from cogvideox.checkpoint.fixed_noise import fixed_forward, relative_difference  # noqa: E402
+from cogvideox.checkpoint.fingerprint import EMA, RAW, LiveModel  # noqa: E402
+from cogvideox.checkpoint.fixed_noise import fixed_forward, why_not_fixed  # noqa: E402
 from cogvideox.checkpoint.inference import weights_to_sample_with  # noqa: E402
 from cogvideox.checkpoint.loading import MODEL_FILES, StartingWeights, checkpoint_folder  # noqa: E402
+from cogvideox.checkpoint.lora_names import from_peft, is_sat_adapter, to_peft  # noqa: E402
+from cogvideox.checkpoint.naming import NETWORK_PREFIX  # noqa: E402
 from cogvideox.config.targets import allowed_modules  # noqa: E402
 from cogvideox.errors import UserError  # noqa: E402
-from cogvideox.transformer.tensor_parallel import merge, shard  # noqa: E402
+from cogvideox.transformer.tensor_parallel import merge  # noqa: E402
 from diffusion_video import SATVideoDiffusionEngine  # noqa: E402
 from tools.verify_exported import NotComparable, exported  # noqa: E402
+from tools.verify_rows import (  # noqa: E402
+    DIFFERS,
+    GOOD,
+    MISTAKE,
+    NOT_COMPARED,
+    VERDICTS,
+    Row,
+    check_finite,
+    check_parameters,
+    compare,
+    some,
+    table,
+)
 
 CPU = torch.device("cpu")
-EXPORTED = "exported"
-LISTED = 10  # parameters named of those that differ
-# How far outputs of the same weights may lie apart: another device, another order of summation.
-TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 1e-2}
-
-
-@dataclass
-class Row:
-    """What was seen of one form of the weights; `problems` make it fail."""
-
-    weights: str
-    parameters: str = "–"
-    output: str = "–"
-    problems: list[str] = field(default_factory=list)
-
-    @property
-    def verdict(self) -> str:
-        return "DIFFERS" if self.problems else "ok"
+EXPORTED, ADAPTERS = "exported", "adapters"
 
 
 @dataclass(frozen=True)
@@ -83,18 +83,36 @@ class Checkpoint:
 
 
 def open_checkpoint(path: Path, base: Path | None = None) -> Checkpoint:
-    """What `path` names: a run's folder (its latest checkpoint) or one checkpoint. UserError where it is neither."""
+    """What `path` names: a run's folder (its latest checkpoint) or one checkpoint.
+
+    UserError where it is neither, and where the run's config is damaged or of a network that takes other inputs.
+    """
     folder = checkpoint_folder(path) if path.exists() else None
     if folder is None:
         raise UserError(f"{path} is neither a run's folder with `latest` in it nor a checkpoint <run>/<n> of one")
     file = folder.parent / "training_config.yaml"
     if not file.is_file():
         raise UserError(f"{file} does not exist: the checkpoint must lie in the folder of the run that wrote it")
-    config = yaml.safe_load(file.read_text(encoding="utf-8"))
+    config = _config_of(file)
     ranks = len(list(folder.glob(MODEL_FILES)))
     files = [folder / f"mp_rank_{rank:02d}_live_states.pt" for rank in range(ranks)]
     live = [LiveModel.read(each) for each in files] if files[0].is_file() else None
     return Checkpoint(folder, config, file, ranks, live, base)
+
+
+def _config_of(file: Path) -> Mapping[str, Any]:
+    try:
+        config = yaml.safe_load(file.read_text(encoding="utf-8"))
+        network = config["model"]["network_config"]["params"]
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{file} is no YAML ({reason}): put back the file that the run wrote") from error
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{file} has no model.network_config.params: put back the file that the run wrote") from error
+    unfit = why_not_fixed(network)
+    if unfit is not None:
+        raise UserError(f"{file}: its network cannot be verified: {unfit}")
+    return config
 
 
 def build_engine(checkpoint: Checkpoint) -> SATVideoDiffusionEngine:
@@ -134,8 +152,16 @@ def _joined(shards: Sequence[StartingWeights]) -> StartingWeights:
     return replace(first, state_dict=whole, is_shard=False)
 
 
-def loaded_row(engine: SATVideoDiffusionEngine, checkpoint: Checkpoint, kind: str) -> tuple[Row, Tensor | None]:
-    """Load the weights of `kind`; what came of it, held against the live model, and the output if they loaded."""
+@dataclass(frozen=True)
+class Loaded:
+    """The checkpoint's parameters by name, and what the engine gives with them."""
+
+    parameters: Mapping[str, Tensor]
+    output: Tensor
+
+
+def loaded_row(engine: SATVideoDiffusionEngine, checkpoint: Checkpoint, kind: str) -> tuple[Row, Loaded | None]:
+    """Load the weights of `kind`; what came of it, held against the live model, and the weights if they loaded."""
     row = Row(kind)
     try:
         parameters = load(engine, checkpoint, ema=kind == EMA)
@@ -143,42 +169,12 @@ def loaded_row(engine: SATVideoDiffusionEngine, checkpoint: Checkpoint, kind: st
         row.problems.append(f"does not load: {error}")
         return row, None
     output = fixed_forward(engine.model, checkpoint.network, CPU)
-    _check_finite(row, output)
+    check_finite(row, output)
     for rank, live in enumerate(checkpoint.live or []):
-        _check_parameters(row, live, parameters, rank, checkpoint.ranks)
+        check_parameters(row, live.expected(kind), parameters, rank, checkpoint.ranks)
         if rank == 0:
-            _compare(row, output, live.outputs[kind], checkpoint.dtype, "live")
-    return row, output
-
-
-def _check_parameters(row: Row, live: LiveModel, parameters: Mapping[str, Tensor], rank: int, ranks: int) -> None:
-    expected = live.expected(row.weights)
-    wrong = differing(expected, {name: shard(name, tensor, rank, ranks) for name, tensor in parameters.items()})
-    if wrong:
-        where = f" of model parallel rank {rank}" if ranks > 1 else ""
-        row.problems.append(f"{len(wrong)} of {len(expected)} parameters{where} are not the live model's:")
-        row.problems += [f"  {line}" for line in _some(wrong)]
-    row.parameters = f"{len(expected) - len(wrong)} of {len(expected)} as live"
-
-
-def _compare(row: Row, found: Tensor, expected: Tensor, dtype: torch.dtype, name: str) -> None:
-    if found.shape != expected.shape:
-        row.problems.append(f"its output has shape {tuple(found.shape)}, {name} {tuple(expected.shape)}")
-        return
-    difference = relative_difference(found, expected)
-    row.output = f"{difference:.1e} from {name}"
-    if not difference <= TOLERANCE[dtype]:
-        row.problems.append(
-            f"its output on fixed noise is {difference:.3g} (relative) from {name}'s, allowed {TOLERANCE[dtype]:g}; "
-            f"largest difference {float((found - expected).abs().max()):.3g}"
-        )
-
-
-def _check_finite(row: Row, output: Tensor) -> None:
-    bad = int((~torch.isfinite(output)).sum())
-    row.output = "finite" if not bad else "not finite"
-    if bad:
-        row.problems.append(f"{bad} of {output.numel()} values of its output on fixed noise are not finite")
+            compare(row, output, live.outputs[kind], checkpoint.dtype, "live")
+    return row, Loaded(parameters, output)
 
 
 def verify(path: Path, base: Path | None = None) -> tuple[list[Row], list[str]]:
@@ -193,15 +189,33 @@ def verify(path: Path, base: Path | None = None) -> tuple[list[Row], list[str]]:
         checkpoint.live and EMA in checkpoint.live[0].outputs
     ):
         rows.append(loaded_row(engine, checkpoint, EMA)[0])
-    row, output = loaded_row(engine, checkpoint, RAW)
+    row, loaded = loaded_row(engine, checkpoint, RAW)
     rows.insert(0, row)
-    if output is None:
+    if loaded is None:
         return rows, notes
+    rows += _adapters_row(checkpoint, loaded.parameters)
     try:
-        rows.append(_exported_row(engine, checkpoint, output))
+        rows.append(_exported_row(engine, checkpoint, loaded.output))
     except NotComparable as reason:
         notes.append(f"the exported form: {reason}")
     return rows, notes
+
+
+def _adapters_row(checkpoint: Checkpoint, parameters: Mapping[str, Tensor]) -> list[Row]:
+    """None without live adapters. Their scale is left out: an exported B times it is rounded once."""
+    own = {name.removeprefix(NETWORK_PREFIX): tensor for name, tensor in parameters.items() if is_sat_adapter(name)}
+    if not own or checkpoint.live is None:
+        return []
+    row = Row(ADAPTERS)
+    try:
+        back = {NETWORK_PREFIX + name: tensor for name, tensor in from_peft(to_peft(own)).items()}
+    except UserError as error:
+        row.problems.append(f"cannot be exported: {error}")
+        return [row]
+    for rank, live in enumerate(checkpoint.live):
+        expected = {name: each for name, each in live.expected(RAW).items() if is_sat_adapter(name)}
+        check_parameters(row, expected, back, rank, checkpoint.ranks)
+    return [row]
 
 
 def _exported_row(engine: SATVideoDiffusionEngine, checkpoint: Checkpoint, raw: Tensor) -> Row:
@@ -210,24 +224,10 @@ def _exported_row(engine: SATVideoDiffusionEngine, checkpoint: Checkpoint, raw: 
     if found.changed:
         row.parameters = f"{found.names}, {len(found.changed)} changed"
         row.problems.append("not the same after export and import:")
-        row.problems += [f"  {name}" for name in _some(found.changed)]
-    _check_finite(row, found.output)
-    _compare(row, found.output, raw, checkpoint.dtype, RAW)
+        row.problems += [f"  {name}" for name in some(found.changed)]
+    check_finite(row, found.output)
+    compare(row, found.output, raw, checkpoint.dtype, RAW)
     return row
-
-
-def _some(lines: Sequence[str]) -> list[str]:
-    more = len(lines) - LISTED
-    return [*lines[:LISTED], *([f"and {more} more"] if more > 0 else [])]
-
-
-def table(rows: Sequence[Row]) -> str:
-    """A line for each row, aligned, and below it what is wrong with it."""
-    cells = [("weights", "parameters", "output", ""), *((r.weights, r.parameters, r.output, r.verdict) for r in rows)]
-    widths = [max(len(line[column]) for line in cells) for column in range(4)]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in cells]
-    details = [f"{row.weights}: {problem}" for row in rows for problem in row.problems]
-    return "\n".join([*lines, *([""] if details else []), *details])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -243,13 +243,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         rows, notes = verify(options.folder, options.base_weights)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
+        return MISTAKE
     print(f"{options.folder}\n{table(rows)}")
     for note in notes:
         print(f"not checked: {note}")
-    is_good = not any(row.problems for row in rows)
-    print("verified" if is_good else "NOT verified")
-    return 0 if is_good else 1
+    status = DIFFERS if any(row.problems for row in rows) else GOOD
+    if status == GOOD and not any(row.is_compared for row in rows):
+        status = NOT_COMPARED
+    print(VERDICTS[status])
+    return status
 
 
 if __name__ == "__main__":

@@ -35,6 +35,19 @@ def fixed_inputs(network: Mapping[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
     return x, torch.tensor([TIMESTEP]), context
 
 
+def why_not_fixed(network: Mapping[str, Any]) -> str | None:
+    """Why there are no `fixed_inputs` for a network with these params, as of another target; None if there are."""
+    try:
+        fixed_inputs(network)
+    except KeyError as error:
+        return f"its params have no {error.args[0]}, from which the shapes of its inputs would follow"
+    except (TypeError, ValueError, AttributeError, RuntimeError) as error:
+        return f"the shapes of its inputs do not follow from its params ({error})"
+    if "transformer_args" not in network:
+        return "its params have no transformer_args"
+    return None
+
+
 def patch_of(network: Mapping[str, Any]) -> tuple[int, int, int]:
     """`patch_size` as (time, height, width)."""
     size = network["patch_size"]

@@ -21,7 +21,7 @@ from cogvideox.sat_bridge.optimizer import EmaAdamW
 from cogvideox.sat_bridge.recorder import Recorder
 from cogvideox.sat_bridge.reporting import Reporter
 from cogvideox.sat_bridge.timers import Timers
-from cogvideox.sat_bridge.verification import LiveGate
+from cogvideox.sat_bridge.verification import LiveGate, gate_of
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +40,7 @@ class Run:
         self.sat_train: Callable[..., Any]
         self._timers: Timers | None = None
         self._saved_at = -1
+        self._gate: LiveGate | None = None
         self._random_state: dict[str, Any] | None = None
 
     def make_loaders(self, args: argparse.Namespace, create: Any, collate_fn: Any = None) -> tuple[Any, Any, Any]:
@@ -50,6 +51,7 @@ class Run:
 
     def setup(self, args: argparse.Namespace, model: Any) -> tuple[Any, Any]:
         """An engine and its optimizer, from the checkpoint to resume where there is one."""
+        self._gate = gate_of(args)
         engine, optimizer = building.setup_model_untrainable_params_and_optimizer(args, model)
         if args.resume:
             state = resume_engine(engine, Path(args.resume))
@@ -158,7 +160,7 @@ class Run:
                 state,
                 adapters_only=adapters_only,
                 averages=isinstance(engine.basic_optimizer, EmaAdamW),
-                gate=LiveGate(args) if args.verify_save else None,
+                gate=self._gate,
             )
             self.reporter.say(f"saved {final} in {time.perf_counter() - began:.1f} s")
         self._saved_at = iteration

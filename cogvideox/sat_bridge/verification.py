@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -12,14 +13,19 @@ from typing import Any
 
 from torch import Tensor
 
+from cogvideox.checkpoint.fixed_noise import why_not_fixed
 from cogvideox.checkpoint.live import write_live_model
 from cogvideox.checkpoint.saving import UntrustedCheckpoint
+from cogvideox.parallel import current
 from cogvideox.platform import has_gpu
 from cogvideox.sat_bridge.training import own_random_stream
 
 logger = logging.getLogger(__name__)
 
 TOOL = Path(__file__).resolve().parents[2] / "tools" / "verify_checkpoint.py"
+REFUSED = "NOT verified"  # the tool's last word where something differs
+NOT_STARTED = 127  # as a shell has it
+LAST_LINES = 5  # of what a tool without a verdict printed
 # What would make the other process a rank of this run.
 LAUNCHER = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT"}
 # It leaves the GPU's memory to the training, whose ranks wait for it and leave it the CPU.
@@ -40,21 +46,61 @@ class LiveGate:
             write_live_model(engine, self.network, averages, folder)
 
     def check(self, folder: Path) -> None:
-        """Raise UntrustedCheckpoint with what the tool says, unless it says that all is well."""
-        allowed = [word for module in self.allowed for word in ("--allow-target", module)]
+        """Raise UntrustedCheckpoint with what the tool says, if it says that something differs.
+
+        A tool that comes to no verdict, because it was killed or lacks something, says nothing of the checkpoint: that
+        is a warning.
+        """
+        status, said = ask([str(folder), *(word for module in self.allowed for word in ("--allow-target", module))])
+        if status == 0:
+            logger.info("%s", said)
+        elif status == 1 and said.endswith(REFUSED):  # Python's own crashes have status 1 too
+            raise UntrustedCheckpoint(f"{folder} is not what was trained (tools/verify_checkpoint.py):\n{said}")
+        else:
+            last = "\n".join(said.splitlines()[-LAST_LINES:]) or "It printed nothing."
+            logger.warning(
+                "%s could not be verified, training goes on: tools/verify_checkpoint.py %s. It said last:\n%s",
+                folder,
+                _end_of(status),
+                last,
+            )
+
+
+def gate_of(args: argparse.Namespace) -> LiveGate | None:
+    """The run's gate with `--verify-save`. For a network that it cannot compute, a warning and none."""
+    if not args.verify_save:
+        return None
+    reason = why_not_fixed(args.model_config["network_config"]["params"])
+    if reason is None:
+        return LiveGate(args)
+    if current().world.rank == 0:
+        logger.warning("--verify-save: checkpoints of this network cannot be verified, it goes on without: %s", reason)
+    return None
+
+
+def ask(arguments: list[str]) -> tuple[int, str]:
+    """The tool's exit status, negative for a signal, and what it printed."""
+    try:
         done = subprocess.run(
-            [sys.executable, str(TOOL), str(folder), *allowed],
+            [sys.executable, str(TOOL), *arguments],
             env=_environment(),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
+            errors="replace",
         )
-        if done.returncode:
-            raise UntrustedCheckpoint(
-                f"{folder} is not what was trained (tools/verify_checkpoint.py, exit status {done.returncode}):\n"
-                f"{done.stdout.strip()}"
-            )
-        logger.info("%s", done.stdout.strip())
+    except OSError as error:
+        return NOT_STARTED, str(error)
+    return done.returncode, done.stdout.strip()
+
+
+def _end_of(status: int) -> str:
+    if status == NOT_STARTED:
+        return "did not start"
+    if status >= 0:
+        return f"ended with exit status {status}"
+    memory = ", as when memory runs out" if status == -signal.SIGKILL else ""
+    return f"was ended by signal {-status}{memory}"
 
 
 def _environment() -> dict[str, str]:

@@ -1,9 +1,12 @@
 """Truths: a fingerprint tells tensors apart that differ in one value (identity); fixed inputs are the same everywhere,
-fit every shipped model's positions, and draw from no stream of the process (identity).
+fit every shipped model's positions, and draw from no stream of the process (identity); only the verifier's verdict
+refuses a checkpoint (the table of its exit status in docs/run-folder.md).
 """
 
 from __future__ import annotations
 
+import argparse
+import logging
 from pathlib import Path
 
 import pytest
@@ -11,8 +14,10 @@ import torch
 
 from cogvideox.checkpoint import fingerprint
 from cogvideox.checkpoint.fingerprint import EMA, RAW, Fingerprint, LiveModel, differing
-from cogvideox.checkpoint.fixed_noise import fixed_inputs, relative_difference
+from cogvideox.checkpoint.fixed_noise import fixed_inputs, relative_difference, why_not_fixed
+from cogvideox.checkpoint.saving import UntrustedCheckpoint
 from cogvideox.errors import UserError
+from cogvideox.sat_bridge import verification
 from tests.transformer import tiny
 
 
@@ -99,3 +104,75 @@ def test_relative_difference_is_nan_where_a_value_is() -> None:
     ones = torch.ones(4)
     assert relative_difference(1.5 * ones, ones) == pytest.approx(0.5)
     assert not relative_difference(ones.index_fill(0, torch.tensor([2]), torch.nan), ones) <= 1.0
+
+
+def settings(network: dict) -> argparse.Namespace:
+    model = {"network_config": {"params": network}}
+    return argparse.Namespace(verify_save=True, model_config=model, allow_target=["mine"], seed=0)
+
+
+def gate_with_tool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> verification.LiveGate:
+    tool = tmp_path / "tool.py"
+    tool.write_text(script)
+    monkeypatch.setattr(verification, "TOOL", tool)
+    gate = verification.gate_of(settings(tiny.config()))
+    assert gate is not None
+    return gate
+
+
+def test_a_verdict_of_the_tool_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = "import sys; print(sys.argv[1:]); print('raw: differs'); print('NOT verified'); sys.exit(1)"
+    gate = gate_with_tool(tmp_path, monkeypatch, script)
+    with pytest.raises(UntrustedCheckpoint, match=r"(?s)is not what was trained.*'--allow-target', 'mine'.*raw: diff"):
+        gate.check(tmp_path / "5.incomplete")
+
+
+@pytest.mark.parametrize(
+    ("script", "said"),
+    [
+        ("import os; print('loading', flush=True); os.kill(os.getpid(), 9)", "signal 9, as when memory runs out"),
+        ("import sys; print('loading'); sys.exit('error: no package x')", "exit status 1"),
+        ("import sys; print('a\\n' * 50 + 'loading'); sys.exit(2)", "exit status 2"),
+        ("import sys; print('loading'); sys.exit(3)", "exit status 3"),
+        ("print('loading'); import no_such_package", "exit status 1"),
+    ],
+)
+def test_a_tool_without_a_verdict_is_a_warning_with_its_last_lines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, script: str, said: str
+) -> None:
+    gate = gate_with_tool(tmp_path, monkeypatch, script)
+    gate.check(tmp_path / "5.incomplete")
+    (record,) = caplog.records
+    message = record.getMessage()
+    assert record.levelno == logging.WARNING and "5.incomplete could not be verified, training goes on" in message
+    assert said in message and "loading" in message and len(message.splitlines()) <= 6
+
+
+def test_a_tool_that_does_not_start_is_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    gate = gate_with_tool(tmp_path, monkeypatch, "")
+    monkeypatch.setattr(verification.sys, "executable", str(tmp_path / "nothing"))
+    gate.check(tmp_path / "5.incomplete")
+    assert "did not start" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("change", "lacks"),
+    [
+        ({"patch_size": ...}, "patch_size"),
+        ({"modules": {}}, "pos_embed_config"),
+        ({"num_frames": None}, "the shapes of its inputs"),
+        ({"transformer_args": ...}, "transformer_args"),
+    ],
+)
+def test_a_network_with_other_params_gets_no_gate_and_one_warning(
+    caplog: pytest.LogCaptureFixture, change: dict, lacks: str
+) -> None:
+    network = {name: value for name, value in tiny.config(**change).items() if value is not ...}
+    assert verification.gate_of(settings(network)) is None
+    assert len(caplog.records) == 1 and lacks in caplog.text and "it goes on without" in caplog.text
+
+
+def test_the_shipped_networks_can_be_verified() -> None:
+    assert why_not_fixed(tiny.config()) is None and why_not_fixed(tiny.config(patch_size=[2, 2, 2])) is None

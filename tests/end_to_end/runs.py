@@ -11,7 +11,7 @@ from pathlib import Path
 import yaml
 
 from cogvideox.telemetry.metrics_file import read_metrics
-from tests.end_to_end.warm_start import run_warm
+from tests.end_to_end.warm_start import Verifier, run_warm
 
 ROOT = Path(__file__).resolve().parents[2]
 QUICKSTART = ROOT / "configs" / "quickstart.yaml"
@@ -92,14 +92,21 @@ def write_config(folder: Path, *changes: dict) -> Path:
     return path
 
 
-def train(folder: Path, *changes: dict, ranks: int = 1, flags: tuple[str, ...] = (), timeout_s: float = 240) -> Run:
+def train(
+    folder: Path,
+    *changes: dict,
+    ranks: int = 1,
+    flags: tuple[str, ...] = (),
+    timeout_s: float = 240,
+    verifier: Verifier | None = None,
+) -> Run:
     """Train at tiny size in `folder` with `changes` to the config, each rank in a process of its own.
 
     The processes are forked from one that has loaded torch and DeepSpeed, which takes most of a tiny run's time;
-    `launch` starts from nothing. Asserts nothing about the outcome.
+    `launch` starts from nothing. `verifier`: as of `run_warm`. Asserts nothing about the outcome.
     """
     arguments = ["--base", str(_config_in(folder, *changes)), *flags]
-    status, output = run_warm(arguments, environment(ranks), ranks, folder / "output.log", timeout_s)
+    status, output = run_warm(arguments, environment(ranks), ranks, folder / "output.log", timeout_s, verifier)
     return Run(status, output, folder / "runs")
 
 

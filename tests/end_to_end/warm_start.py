@@ -12,12 +12,17 @@ import os
 import socket
 import sys
 import time
+from collections.abc import Callable
+from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 GRACE_S = 20  # how long the other ranks may take to end once one has failed, as they would under torchrun
 STOPPED = {-15, -9}
+
+# Stands for `tools/verify_checkpoint.py`: its arguments to its exit status and what it prints.
+Verifier = Callable[[list[str]], tuple[int, str]]
 
 
 @functools.cache
@@ -27,8 +32,17 @@ def _context() -> ForkServerContext:
     return context
 
 
-def run_warm(arguments: list[str], env: dict[str, str], ranks: int, log: Path, timeout_s: float) -> tuple[int, str]:
+def run_warm(
+    arguments: list[str],
+    env: dict[str, str],
+    ranks: int,
+    log: Path,
+    timeout_s: float,
+    verifier: Verifier | None = None,
+) -> tuple[int, str]:
     """The exit status and the output, in order, of `train_video.main(arguments)` on `ranks` ranks.
+
+    `verifier` answers here what `--verify-save` asks of a new process otherwise.
 
     Raises:
         TimeoutError: after `timeout_s`; the ranks are killed.
@@ -38,13 +52,14 @@ def run_warm(arguments: list[str], env: dict[str, str], ranks: int, log: Path, t
         env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
     log.write_bytes(b"")
     processes = []
+    asked, asks = multiprocessing.Pipe()
     for rank in range(ranks):
         own = env | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-        process = _context().Process(target=_rank, args=(arguments, own, str(log)))
+        process = _context().Process(target=_rank, args=(arguments, own, str(log), asks if verifier else None))
         process.start()
         processes.append(process)
     try:
-        _wait(processes, timeout_s)
+        _wait(processes, timeout_s, asked, verifier)
     finally:
         output = log.read_text(encoding="utf-8", errors="replace")
     codes = [process.exitcode for process in processes]
@@ -52,11 +67,13 @@ def run_warm(arguments: list[str], env: dict[str, str], ranks: int, log: Path, t
     return next((code for code in failures if code not in STOPPED), next(iter(failures), 0)), output
 
 
-def _wait(processes: list[BaseProcess], timeout_s: float) -> None:
+def _wait(processes: list[BaseProcess], timeout_s: float, asked: Connection, verifier: Verifier | None) -> None:
     end, failed = time.monotonic() + timeout_s, False
     while any(process.is_alive() for process in processes):
         for process in processes:
             process.join(0.05)
+        if verifier is not None and asked.poll():
+            asked.send(verifier(asked.recv()))
         if not failed and any(process.exitcode for process in processes):
             failed, end = True, min(end, time.monotonic() + GRACE_S)
         if time.monotonic() > end:
@@ -67,7 +84,7 @@ def _wait(processes: list[BaseProcess], timeout_s: float) -> None:
                 raise TimeoutError(f"the run took more than {timeout_s} s")
 
 
-def _rank(arguments: list[str], env: dict[str, str], log: str) -> None:
+def _rank(arguments: list[str], env: dict[str, str], log: str, asks: Connection | None) -> None:
     assert "deepspeed" in sys.modules, "the fork server has not loaded tests/end_to_end/preloaded.py"
     output = os.open(log, os.O_WRONLY | os.O_APPEND)
     for stream in (1, 2):
@@ -76,8 +93,17 @@ def _rank(arguments: list[str], env: dict[str, str], log: str) -> None:
     os.environ.update(env)
     sys.argv = ["train_video.py", *arguments]
     import train_video
+    from cogvideox.sat_bridge import verification
 
+    if asks is not None:
+        verification.ask = functools.partial(_answered, asks)
     sys.exit(train_video.main(arguments))
+
+
+def _answered(asks: Connection, question: list[str]) -> tuple[int, str]:
+    asks.send(question)
+    status, said = asks.recv()
+    return status, said
 
 
 def _free_port() -> int:

@@ -22,15 +22,22 @@ TESTS = ("--allow-target", "tests")
 AVERAGED = {"args": {"train_iters": 2}, "deepspeed": {"optimizer": {"type": "EmaAdamW"}}}
 
 
+def unseen(_arguments: list[str]) -> tuple[int, str]:
+    return 0, "verified"
+
+
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A full run under `full`, one of adapters on a base under `lora`; the live models stored, nothing damaged."""
+    """A full run under `full`, one of adapters on a base under `lora`; the live models stored, nothing damaged.
+
+    What `--verify-save` asks is answered unseen: the tests below verify.
+    """
     folder = tmp_path_factory.mktemp("runs")
     flags = (*TESTS, "--verify-save")
-    full = train(folder / "f", AVERAGED, OPEN_GATES, flags=flags)
+    full = train(folder / "f", AVERAGED, OPEN_GATES, flags=flags, verifier=unseen)
     assert full.status == 0, full.output[-3000:]
     load = {"args": {"load": str(full.folder), "mode": "finetune"}}
-    lora = train(folder / "l", AVERAGED, OPEN_GATES, LORA, load, flags=flags)
+    lora = train(folder / "l", AVERAGED, OPEN_GATES, LORA, load, flags=flags, verifier=unseen)
     assert lora.status == 0, lora.output[-3000:]
     full.folder.rename(folder / "full")
     lora.folder.rename(folder / "lora")
@@ -87,13 +94,19 @@ def test_what_was_written_passes_in_every_form(
     name: str, request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run: Path = request.getfixturevalue(name)
-    for folder in (run, run / "2"):
-        status, printed = verified(folder, capsys)
-        assert status == 0, printed
-        for form in ("raw", "ema", "exported"):
-            (line,) = lines_of(printed, f"{form} ")
-            assert line.endswith("ok"), printed
-        assert printed.endswith("verified\n") and "not checked" not in printed
+    status, printed = verified(run, capsys)
+    assert status == 0, printed
+    forms = ("raw", "ema", "exported", *(("adapters",) if name == "lora" else ()))
+    for form in forms:
+        (line,) = lines_of(printed, f"{form} ")
+        assert line.endswith("ok"), printed
+    assert len([line for line in printed.splitlines() if line.endswith("ok")]) == len(forms)
+    assert printed.endswith("\nverified\n") and "not checked" not in printed
+
+
+def test_one_checkpoint_of_a_run_is_what_is_asked_for(full: Path) -> None:
+    assert verify_checkpoint.open_checkpoint(full / "2").folder == full / "2"
+    assert verify_checkpoint.open_checkpoint(full).folder == full / "2"
 
 
 def test_a_flipped_value_is_named(full: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -200,6 +213,30 @@ def test_an_export_that_changes_a_name_is_caught(
     assert any("layers.0.attention.query_key_value.weight" in line for line in lines_of(printed, "exported: "))
 
 
+def test_adapters_exchanged_by_an_export_are_caught(
+    lora: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def exchanged(adapters: dict, *scale: float) -> dict:
+        return {name.replace("to_q", "to_k"): tensor for name, tensor in to_peft(adapters, *scale).items()}
+
+    to_peft = verify_checkpoint.to_peft
+    monkeypatch.setattr(verify_checkpoint, "to_peft", exchanged)
+    status, printed = verified(lora, capsys)
+    assert status == 1 and lines_of(printed, "adapters ")[0].endswith("DIFFERS"), printed
+    assert any("query_key_value.matrix_A.0: not in the checkpoint" in line for line in lines_of(printed, "adapters: "))
+    assert lines_of(printed, "raw ")[0].endswith("ok")
+
+
+def test_with_nothing_to_compare_with_it_does_not_say_verified(
+    full: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (full / "2" / "mp_rank_00_live_states.pt").unlink()
+    monkeypatch.setattr(verify_exported, "is_installed", lambda name: False)
+    status, printed = verified(full, capsys)
+    assert status == 3 and printed.endswith("\nloads and computes finite numbers; nothing to compare with\n")
+    assert "verified" not in printed and lines_of(printed, "raw ")[0].endswith("loads")
+
+
 def test_without_diffusers_it_says_what_was_not_checked(
     full: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -222,3 +259,26 @@ def test_a_checkpoint_away_from_its_run_is_a_users_mistake(full: Path, capsys: p
     (full / "training_config.yaml").unlink()
     status, printed = verified(full, capsys)
     assert status == 2 and "training_config.yaml does not exist" in printed
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("model: [1, 2\nargs: {", "is no YAML"),
+        ("model: {}", "has no model.network_config.params"),
+        ("", "has no model.network_config.params"),
+        (
+            "model: {network_config: {target: mine.Net, params: {layers: 2}}}",
+            "its network cannot be verified: its params have no patch_size",
+        ),
+    ],
+)
+def test_a_config_that_is_broken_or_of_another_network_is_one_error(
+    text: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "3").mkdir()
+    torch.save({"module": {}}, tmp_path / "3" / "mp_rank_00_model_states.pt")
+    (tmp_path / "training_config.yaml").write_text(text)
+    status, printed = verified(tmp_path / "3", capsys)
+    assert status == 2 and printed.startswith("error: ") and len(printed.splitlines()) == 1, printed
+    assert "training_config.yaml" in printed and said in printed
