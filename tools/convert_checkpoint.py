@@ -56,6 +56,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("input", type=Path, metavar="INPUT")
     parser.add_argument("output", type=Path, metavar="OUTPUT", help="a folder; a VAE or LoRA may be named as a file")
+    parser.add_argument("--part", choices=["vae"], help="the VAE that a transformer's checkpoint holds besides")
     parser.add_argument("--to", choices=["diffusers", "sat"], help="[the layout that INPUT does not have]")
     parser.add_argument("--lora", choices=["merge", "export", "import"], help="adapters: into the weights, out, back")
     parser.add_argument(
@@ -89,7 +90,8 @@ def convert(args: argparse.Namespace) -> Iterator[str]:
     """Do what the command line asks for, and tell what was done. UserError: anything that does not fit."""
     if args.input.resolve().is_relative_to(args.output.resolve()):
         raise UserError(f"{args.output}: INPUT is this or lies in it: give OUTPUT another name")
-    weights = open_weights(args.input, args.ema)
+    _check_base_weights(args)
+    weights = open_weights(args.input, args.ema, args.part)
     description = describe(args, weights)
     yield _told(args.input, weights)
     if weights.kind == "VAE":
@@ -105,6 +107,18 @@ def convert(args: argparse.Namespace) -> Iterator[str]:
         yield from _written(args, conversion, lambda c, w: packages.write_sat(args.output, c, beside, args.force, w))
     else:
         yield from _convert_transformer(args, weights, description)
+
+
+def _check_base_weights(args: argparse.Namespace) -> None:
+    if args.base_weights is None:
+        return
+    if args.lora not in ("merge", "import"):
+        raise UserError("--base-weights goes with --lora merge and --lora import")
+    base = args.base_weights.resolve()
+    if base.is_relative_to(args.output.resolve()):
+        raise UserError(f"{args.output}: --base-weights is this or lies in it: give OUTPUT another name")
+    if base == args.input.resolve():
+        raise UserError(f"{args.base_weights}: --base-weights is INPUT itself: name the weights below the adapters")
 
 
 def _convert_transformer(args: argparse.Namespace, weights: Weights, description: Description) -> Iterator[str]:
@@ -141,8 +155,8 @@ def _with_prefix(part: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _convert_vae(args: argparse.Namespace, weights: Weights, description: Description) -> Iterator[str]:
-    if args.lora or args.base_weights:
-        raise UserError(f"{args.input} holds a VAE: --lora and --base-weights are for transformers")
+    if args.lora:
+        raise UserError(f"{args.input} holds a VAE: --lora is for transformers")
     state = {name: tensor for name, tensor in weights.shards[0].items() if not name.startswith("loss.")}
     dropped = len(weights.shards[0]) - len(state)
     if dropped:
@@ -153,6 +167,8 @@ def _convert_vae(args: argparse.Namespace, weights: Weights, description: Descri
     target = args.to or ("sat" if weights.layout == "diffusers" else "diffusers")
     if target == "diffusers":
         config = vae_config(diffusers, description.vae(args.input))
+        if (note := description.image_scale_note(config)) is not None:
+            yield note
         conversion = Conversion((diffusers,), dict)
         yield from _written(
             args,
@@ -209,7 +225,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         for line in convert(args):
             print(line)
-    except UserError as error:
+    except (UserError, OSError) as error:
         print(error, file=sys.stderr)
         return 2
     return 0

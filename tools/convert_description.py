@@ -18,6 +18,7 @@ from cogvideox.config.load import load_settings, resolve_interpolations
 from cogvideox.config.report import Problem, raise_if_any
 from cogvideox.errors import UserError
 
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 TRAINING_CONFIG = "training_config.yaml"
 CLASSES = {"transformer": "CogVideoXTransformer3DModel", "VAE": "AutoencoderKLCogVideoX"}
 
@@ -59,6 +60,17 @@ class Description:
                 f"(--model {', '.join(MODELS)}, or --base with a training config)"
             )
         return dict(MODELS[self.published].vae)
+
+    def image_scale_note(self, config: Mapping[str, Any]) -> str | None:
+        """What to say where diffusers scales an image's latents otherwise than the training config, ours for a
+        published model; `config` is the config.json that is written.
+        """
+        node = self.training
+        if node is None:
+            alike = (name for name in MODELS if diffusers_config.published_transformer(name) == config)
+            name = self.published or next(alike, None)
+            node = None if name is None else model_node([str(CONFIGS / MODELS[name].config)])
+        return None if node is None else diffusers_config.image_scale_note(node, config.get("invert_scale_latents"))
 
     def lora(self) -> dict[str, Any]:
         """`r` and `lora_alpha` of a training config that has adapters, else nothing."""

@@ -44,22 +44,47 @@ def network(weights: Weights) -> Conversion:
 
 
 def merged(args: argparse.Namespace, weights: Weights, description: Description) -> Conversion:
-    """A plain transformer, SAT's names: the adapters of `weights` added to its own base, or to the one that it is for.
+    """A plain transformer, SAT's names: the adapters of `weights` added to --base-weights, else to its own base, or to
+    the one that it is for. Of several checkpoints of adapters, each on top of another, the newest counts alone, as
+    where they are loaded.
 
     UserError: no adapters, no base, or unknown what the adapters count with.
     """
     whole = network(weights)
-    adapters = {name: tensor for name, tensor in whole.outline().items() if is_sat_adapter(name)}
-    scale = scale_of(args, weights, description, rank_of(_some(adapters, weights.path)))
-    if weights.kind == "transformer":
+    scale = scale_of(args, weights, description, rank_of(_some(whole.outline(), weights.path)))
+    if weights.kind == "transformer" and args.base_weights is None:
         return whole.then(lambda part: merge_adapters(part, scale))
-    base_path = args.base_weights or weights.base
-    if base_path is None:
-        raise UserError(f"{weights.path} holds adapters only: name the weights that they are for (--base-weights)")
-    base = open_weights(base_path)
+    alone = whole.then(_adapters)
+    if args.base_weights is None:
+        return _on_base(network(_last_base(weights)).then(_without_adapters), dict(alone.tensors()), scale)
+    base = open_weights(args.base_weights)
     if base.kind != "transformer" or any(is_sat_adapter(name) for name in base.shards[0]):
-        raise UserError(f"{base_path} is no plain transformer to add adapters to (--base-weights)")
-    return _on_base(network(base), dict(whole.tensors()), scale)
+        raise UserError(f"{args.base_weights} is no plain transformer to add adapters to (--base-weights)")
+    return _on_base(network(base), dict(alone.tensors()), scale)
+
+
+def _last_base(weights: Weights) -> Weights:
+    """The transformer below `weights`, past all checkpoints of adapters between. UserError: there is none."""
+    seen = {weights.path.resolve()}
+    while weights.kind == "adapters":
+        if weights.base is None:
+            raise UserError(f"{weights.path} holds adapters only: name the weights that they are for (--base-weights)")
+        path = weights.base.resolve()
+        if path in seen:
+            raise UserError(f"{weights.path} names {path} as its base, which leads back: give --base-weights")
+        seen.add(path)
+        weights = open_weights(path)
+    if weights.kind != "transformer":
+        raise UserError(f"{weights.path} is no transformer to add adapters to: give --base-weights")
+    return weights
+
+
+def _adapters(part: Part) -> dict[str, Tensor]:
+    return {name: tensor for name, tensor in part.items() if is_sat_adapter(name)}
+
+
+def _without_adapters(part: Part) -> dict[str, Tensor]:
+    return {name: tensor for name, tensor in part.items() if not is_sat_adapter(name)}
 
 
 def _on_base(base: Conversion, adapters: dict[str, Tensor], scale: float) -> Conversion:
@@ -106,7 +131,7 @@ def exported(
     args: argparse.Namespace, weights: Weights, description: Description
 ) -> tuple[Conversion, dict[str, str], list[str]]:
     """The adapters alone under PEFT's names, the file's header, and what to say about them."""
-    whole = network(weights).then(lambda part: {name: t for name, t in part.items() if is_sat_adapter(name)})
+    whole = network(weights).then(_adapters)
     outline = _some(whole.outline(), weights.path)
     rank = rank_of(outline)
     alpha = _alpha(args, description, rank, weights.path)
@@ -137,14 +162,17 @@ def imported(
     beside: dict[str, Any] = {"adapters_only": True}
     said = [f"set in lora_config.params: r: {rank}, lora_alpha: {alpha:g}"]
     if args.base_weights:
-        beside["base_weights"] = str(Path(args.base_weights).resolve())
+        base = open_weights(args.base_weights)
+        if base.kind == "VAE" or base.layout == "PEFT":
+            raise UserError(f"{args.base_weights} holds {base.layout} {base.kind}, no transformer to train on from")
+        beside["base_weights"] = str(args.base_weights.resolve())
     else:
         said.append("no base is noted in it: give --base-weights if it shall be trained on by --load")
     return replace(conversion, dtype=dtype), beside, said
 
 
 def _some(adapters: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
-    found = {name: tensor for name, tensor in adapters.items() if is_sat_adapter(name)}
+    found = _adapters(adapters)
     if not found:
         raise UserError(f"{path} holds no LoRA adapters (--lora)")
     return found

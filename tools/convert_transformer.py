@@ -29,6 +29,8 @@ def to_diffusers_folder(sat: Conversion, description: Description) -> tuple[Conv
     if POSITIONS in sat.outline() and not learned:
         _check_positions(sat, config)
         said.append(f"left out: {POSITIONS}, which diffusers computes")
+    if (note := description.image_scale_note(config)) is not None:
+        said.append(note)
     return sat.then(lambda part: to_diffusers(part, patch, learned)), config, said
 
 

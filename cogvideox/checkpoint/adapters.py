@@ -6,17 +6,22 @@ Shapes: r rank, I and O a part's inputs and outputs, P parts of a linear (3 for 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from cogvideox.checkpoint.lora_names import PIPELINE_PREFIX, is_sat_adapter
+from cogvideox.checkpoint.lora_names import PIPELINE_PREFIX, PREFIXES, is_sat_adapter
 from cogvideox.errors import UserError
 
 ORIGINAL = ".original."
 PARTS = {"query_key_value": 3, "dense": 1}
+PEFT_PREFIX = PREFIXES[1]
+PEFT_CONFIG = "adapter_config.json"  # stands beside the files that PEFT itself writes
+PEFT_CONFIG_BYTES = 10**6  # more than any has
 METADATA = "lora_adapter_metadata"  # diffusers' key in a safetensors header: PEFT's LoraConfig as JSON
 RECORD = "sat_lora"  # ours: rank, alpha and type that the adapters had in SAT
 
@@ -67,18 +72,51 @@ def rank_of(adapters: Mapping[str, Tensor]) -> int:
     return ranks.pop()
 
 
-def peft_scale(metadata: Mapping[str, str], where: str) -> float:
-    """alpha / r of a PEFT file by its header, 1 where that says nothing, as diffusers reads it.
+def peft_scale(state: Mapping[str, Tensor], metadata: Mapping[str, str], file: Path) -> float:
+    """alpha / r of a file with PEFT's names: by `adapter_config.json` beside it where the names are those that PEFT
+    itself writes; else by the header, 1 where that says nothing, as diffusers reads it.
 
-    UserError: it differs from linear to linear, or goes by the root of r.
+    UserError: PEFT's own file without its config; alpha / r differs from linear to linear, or goes by the root of r.
     """
+    if any(name.startswith(PEFT_PREFIX) for name in state):
+        return _scale_of_peft(state, file)
     if METADATA not in metadata:
         return 1.0
-    config = _json(metadata[METADATA], where)
+    config = _json(metadata[METADATA], str(file))
     settings = {name.removeprefix(PIPELINE_PREFIX): value for name, value in config.items()}
-    if settings.get("alpha_pattern") or settings.get("rank_pattern") or settings.get("use_rslora"):
-        raise UserError(f"{where}: alpha_pattern, rank_pattern and use_rslora in its metadata are not supported")
-    return float(settings["lora_alpha"]) / float(settings["r"]) if settings.keys() >= {"r", "lora_alpha"} else 1.0
+    return _ratio(settings, f"{file}, in its metadata") if settings.keys() >= {"r", "lora_alpha"} else 1.0
+
+
+def _scale_of_peft(state: Mapping[str, Tensor], file: Path) -> float:
+    path = file.with_name(PEFT_CONFIG)
+    if not path.is_file():
+        raise UserError(
+            f"{file} has the names of PEFT's own files ({PEFT_PREFIX}…), whose alpha is in {PEFT_CONFIG}, but there is "
+            f"no {path}: copy it from where the file is from"
+        )
+    if path.stat().st_size > PEFT_CONFIG_BYTES:
+        raise UserError(f"{path} has {path.stat().st_size:,} bytes, at most {PEFT_CONFIG_BYTES:,} are read: no config")
+    settings = _json(path.read_text(encoding="utf-8", errors="replace"), str(path))
+    if settings.get("peft_type", "LORA") != "LORA":
+        raise UserError(f"{path}: peft_type {settings['peft_type']!r} is not supported, LORA is")
+    scale = _ratio(settings, str(path))
+    matrices = {name: tensor for name, tensor in state.items() if ".lora_A." in name or ".lora_B." in name}
+    if (rank := rank_of(matrices)) != settings["r"]:
+        raise UserError(f"{path} has r {settings['r']}, but the adapters beside it have rank {rank}")
+    return scale
+
+
+def _ratio(settings: Mapping[str, Any], where: str) -> float:
+    """alpha / r. UserError: not one number for all adapters."""
+    for key in ("alpha_pattern", "rank_pattern", "use_rslora", "use_dora"):
+        if settings.get(key):
+            raise UserError(f"{where}: {key} is not supported: only adapters that all count with alpha / r are")
+    r, alpha = settings.get("r"), settings.get("lora_alpha")
+    if isinstance(r, bool) or not isinstance(r, int) or r < 1:
+        raise UserError(f"{where}: r is {r!r}, not a whole number from 1 on")
+    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not math.isfinite(alpha) or alpha <= 0:
+        raise UserError(f"{where}: lora_alpha is {alpha!r}, not a positive number")
+    return alpha / r
 
 
 def describe_adapters(rank: int, alpha: float, dtype: torch.dtype) -> dict[str, str]:
@@ -97,8 +135,8 @@ def recorded(metadata: Mapping[str, str], where: str) -> dict[str, Any] | None:
 def _json(text: str, where: str) -> dict[str, Any]:
     try:
         content = json.loads(text)
-    except ValueError as error:
-        raise UserError(f"{where}: its metadata is no JSON ({error})") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where}: its settings are no JSON ({error})") from error
     if not isinstance(content, dict):
-        raise UserError(f"{where}: its metadata is {type(content).__name__}, not an object")
+        raise UserError(f"{where}: its settings are {type(content).__name__}, not an object")
     return content

@@ -74,6 +74,8 @@ VAE: dict[str, Any] = {
     "use_post_quant_conv": False,
     "use_quant_conv": False,
 }
+# Configs give 1 / scale_factor with four digits or more.
+SAME_SCALE = 1e-3
 
 
 def published_transformer(model: str) -> dict[str, Any]:
@@ -209,6 +211,35 @@ def vae_config(diffusers: Mapping[str, Tensor], settings: Mapping[str, Any]) -> 
 
 def vae_settings_from_training(model: Mapping[str, Any]) -> dict[str, Any]:
     """What `model:` of a training config says about a VAE that its weights do not show."""
-    scale = model.get("scale_factor", 1.0)
+    scale, image_scale = _scales(model)
+    return {"scaling_factor": scale, "invert_scale_latents": image_scale != scale and _same(image_scale, 1 / scale)}
+
+
+def image_scale_note(model: Mapping[str, Any], inverted: bool | None) -> str | None:
+    """What to say where diffusers multiplies an image's latents by another number than `model:` of a training config.
+
+    `inverted`: `invert_scale_latents` of the VAE, None where that is not known, as it is another file's.
+    """
+    scale, image_scale = _scales(model)
+    factors = {False: scale, True: 1 / scale}
+    if any(_same(image_scale, factor) for known, factor in factors.items() if inverted in (None, known)):
+        return None
+    by = f"{scale:.5g}, or by {1 / scale:.5g} where the VAE's config.json says invert_scale_latents"
+    if inverted is not None:
+        by = f"{factors[inverted]:.5g} (invert_scale_latents {str(inverted).lower()})"
+    return (
+        f"note: diffusers' pipeline multiplies the image's latents by {by}; the config trains with image_scale_factor "
+        f"{image_scale:.5g}, which diffusers cannot be told. For use in diffusers train with "
+        f"model.image_scale_factor={1 / scale:.5g}"
+    )
+
+
+def _scales(model: Mapping[str, Any]) -> tuple[float, float]:
+    """What latents, and those of the image that a clip starts from, are multiplied by in training."""
+    scale = float(model.get("scale_factor", 1.0))
     image_scale = model.get("image_scale_factor")
-    return {"scaling_factor": scale, "invert_scale_latents": image_scale is not None and image_scale != scale}
+    return scale, scale if image_scale is None else float(image_scale)
+
+
+def _same(a: float, b: float) -> bool:
+    return math.isclose(a, b, rel_tol=SAME_SCALE)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -43,10 +43,11 @@ class Weights:
         return next((path / name for path in folders if (path / name).is_file()), None)
 
 
-def open_weights(path: str | Path, ema: bool = False) -> Weights:
+def open_weights(path: str | Path, ema: bool = False, part: Literal["vae"] | None = None) -> Weights:
     """Look at `path`: a SAT folder, a diffusers component's folder, a VAE or LoRA file, any single weight file.
 
-    `ema` takes the running average where one was kept. UserError: it holds none of these, or no average.
+    `ema` takes the running average where one was kept; `part` the VAE that a transformer's checkpoint holds besides, of
+    which each rank has the whole. UserError: it holds none of these, or no average.
     """
     path = Path(path)
     folder = checkpoint_folder(path.parent if path.is_file() and path.match(MODEL_FILES) else path)
@@ -55,6 +56,8 @@ def open_weights(path: str | Path, ema: bool = False) -> Weights:
     else:
         count = len(list(folder.glob(MODEL_FILES)))
         ranks = [read_starting_weights(folder, rank, count, ema) for rank in range(count)]
+    if part == "vae":
+        ranks = [replace(ranks[0], state_dict=_vae_of(ranks[0].state_dict, path), base=None)]
     first = ranks[0]
     kind, layout = _recognize(first.state_dict, path)
     shards = tuple(_own(rank.state_dict, kind) for rank in ranks)
@@ -78,6 +81,13 @@ def _recognize(state: Mapping[str, Tensor], path: Path) -> tuple[Kind, Layout]:
         return "VAE", "SAT"
     some = ", ".join(sorted(names)[:3])
     raise UserError(f"{path} holds neither a CogVideoX transformer nor its VAE nor LoRA adapters, but: {some}")
+
+
+def _vae_of(state: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
+    vae = {name: tensor for name, tensor in state.items() if name.startswith(VAE_PREFIX)}
+    if not vae:
+        raise UserError(f"{path} holds no VAE beside its other weights ({VAE_PREFIX}…)")
+    return vae
 
 
 def _own(state: Mapping[str, Tensor], kind: Kind) -> dict[str, Tensor]:

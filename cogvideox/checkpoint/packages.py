@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from cogvideox.checkpoint.converting import Conversion
-from cogvideox.checkpoint.placing import placed
+from cogvideox.checkpoint.placing import Layout, placed
 from cogvideox.checkpoint.streaming import Planned, in_shards, write_safetensors, write_torch
 
 WEIGHTS = "diffusion_pytorch_model"
@@ -19,6 +20,12 @@ LORA = "pytorch_lora_weights.safetensors"
 SAT_STEP = "1"
 SAT_FILE = "mp_rank_00_model_states.pt"
 VAE_FILE = "3d-vae.pt"
+DIFFUSERS_LAYOUT = Layout(
+    rf"config\.json|{WEIGHTS}(-\d{{5}}-of-\d{{5}})?\.safetensors|{WEIGHTS}\.safetensors\.index\.json"
+)
+SAT_LAYOUT = Layout(rf"latest|{SAT_STEP}/{re.escape(SAT_FILE)}")
+VAE_LAYOUT = Layout(r".+\.pt", is_folder=False)
+LORA_LAYOUT = Layout(r".+\.safetensors", is_folder=False)
 FORMAT = {"format": "pt"}  # diffusers asks for this in the header
 
 # Called around the tensors on their way to the file, as for a progress bar.
@@ -47,7 +54,7 @@ def write_diffusers(
     names = [f"{WEIGHTS}-{i:05d}-of-{len(shards):05d}.safetensors" for i in range(1, len(shards) + 1)]
     if len(shards) == 1:
         names = [f"{WEIGHTS}.safetensors"]
-    with placed(target, replace, size(plan)) as folder:
+    with placed(target, DIFFUSERS_LAYOUT, replace, size(plan)) as folder:
         folder.mkdir()
         tensors = iter(watch(conversion.tensors()))
         for name, shard in zip(names, shards, strict=True):
@@ -77,7 +84,7 @@ def write_sat(
 ) -> list[str]:
     """A folder for SAT's `load`: `latest`, and the weights as the module of one checkpoint with `beside` in it."""
     plan = conversion.plan()
-    with placed(target, replace, size(plan)) as folder:
+    with placed(target, SAT_LAYOUT, replace, size(plan)) as folder:
         (folder / SAT_STEP).mkdir(parents=True)
         write_torch(folder / SAT_STEP / SAT_FILE, plan, watch(conversion.tensors()), "module", beside)
         (folder / "latest").write_text(SAT_STEP, encoding="utf-8")
@@ -88,7 +95,7 @@ def write_vae(target: Path, conversion: Conversion, replace: bool = False, watch
     """A VAE file as published: `target` itself where it is named .pt, else a `3d-vae.pt` in that folder."""
     path = target if target.suffix == ".pt" else target / VAE_FILE
     plan = conversion.plan()
-    with placed(path, replace, size(plan)) as file:
+    with placed(path, VAE_LAYOUT, replace, size(plan)) as file:
         write_torch(file, plan, watch(conversion.tensors()), "state_dict")
     return [path.name]
 
@@ -99,6 +106,6 @@ def write_lora(
     """A LoRA file: `target` itself where it is named .safetensors, else under the name that pipelines look for."""
     path = target if target.suffix == ".safetensors" else target / LORA
     plan = conversion.plan()
-    with placed(path, replace, size(plan)) as file:
+    with placed(path, LORA_LAYOUT, replace, size(plan)) as file:
         write_safetensors(file, plan, watch(conversion.tensors()), metadata)
     return [path.name]

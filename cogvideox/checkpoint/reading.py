@@ -20,9 +20,16 @@ from cogvideox.checkpoint.lora_names import is_peft, scaled_b
 from cogvideox.errors import UserError
 
 PICKLE_SUFFIXES = (".pt", ".ckpt", ".bin", ".pth")
-# In a folder without `latest` or an index: diffusers' file, SAT's, the published VAE's, diffusers' before safetensors.
-PATTERNS = ("*.safetensors", "mp_rank_*_model_states.pt", "3d-vae.pt", "diffusion_pytorch_model*.bin")
+# In a folder without `latest` or an index: diffusers' file, SAT's, the published VAE's, and older ones of the others.
+PATTERNS = (
+    "*.safetensors",
+    "mp_rank_*_model_states.pt",
+    "3d-vae.pt",
+    "diffusion_pytorch_model*.bin",
+    "adapter_model.bin",
+)
 MAX_LISTED = 8
+MAX_WRAPPINGS = 4  # of `state_dict` and `module`; a file may hold itself
 
 
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:
@@ -100,14 +107,19 @@ def _read_shards(index: Path) -> dict[str, Tensor]:
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    """The file's tensors; adapters count with a scale of 1: that in the header of PEFT's is multiplied into B."""
+    """The file's tensors, adapters as `_counting_as_one`."""
     try:
         state = load_file(path)
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path}: not a readable safetensors file ({error}); copy or download it again") from error
+    return _counting_as_one(state, path)
+
+
+def _counting_as_one(state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """The same, with alpha / r of PEFT's adapters, from where the file or what lies beside it has it, in their B."""
     if not is_peft(state):
         return state
-    scale = peft_scale(read_metadata(path), str(path))
+    scale = peft_scale(state, read_metadata(path), path)
     return {name: scaled_b(name, tensor, scale) for name, tensor in state.items()}
 
 
@@ -130,7 +142,7 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
         raise UserError(
             f"{path}: not a readable torch file ({_first_line(error)}); copy or download it again"
         ) from error
-    return _tensors(content, path)
+    return _counting_as_one(_tensors(content, path), path)
 
 
 def _needs_code(path: Path, error: Exception) -> str:
@@ -145,7 +157,9 @@ def _needs_code(path: Path, error: Exception) -> str:
 
 def _tensors(content: Any, path: Path) -> dict[str, Tensor]:
     """The named tensors in a torch file, out of their `state_dict` or `module` wrapping."""
-    while isinstance(content, Mapping):
+    for _ in range(MAX_WRAPPINGS):
+        if not isinstance(content, Mapping):
+            break
         inner = next((content[key] for key in ("state_dict", "module") if isinstance(content.get(key), Mapping)), None)
         if inner is None:
             break

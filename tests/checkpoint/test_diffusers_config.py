@@ -15,6 +15,7 @@ from diffusers import AutoencoderKLCogVideoX, CogVideoXTransformer3DModel
 
 from cogvideox.checkpoint.diffusers_config import (
     check_transformer,
+    image_scale_note,
     published_transformer,
     transformer_from_training,
     vae_config,
@@ -63,7 +64,40 @@ def test_our_configs_give_the_published_values(model: str) -> None:
     node = model_node([str(CONFIGS / MODELS[model].config)])
     assert transformer_from_training(node, "config") == published_transformer(model)
     settings = vae_settings_from_training(node)
-    assert settings == {"invert_scale_latents": False} | dict(MODELS[model].vae)
+    # 1.5-5b-i2v trains on plain latents of the image, as SAT's package: diffusers has no name for that.
+    assert settings == dict(MODELS[model].vae) | {"invert_scale_latents": False}
+    notes = [image_scale_note(node, inverted) for inverted in (None, False, True)]
+    if model == "1.5-5b-i2v":
+        assert node["image_scale_factor"] == 1.0 and MODELS[model].vae["invert_scale_latents"]
+        assert all(note is not None and "model.image_scale_factor=1.4286" in note for note in notes)
+    else:
+        assert notes[0] is None and notes[1] is None
+
+
+@pytest.mark.parametrize(
+    ("image_scale", "inverted", "by"),
+    [
+        (None, False, None),
+        (0.7, False, None),
+        (0.7, True, "1.4286"),
+        (1.4286, True, None),
+        (1 / 0.7, True, None),
+        (1.4286, False, "0.7"),
+        (1.0, False, "0.7"),
+        (1.0, True, "1.4286"),
+        (1.0, None, "0.7, or by 1.4286 where"),
+        (1.4286, None, None),
+    ],
+)
+def test_what_the_pipeline_multiplies_image_latents_by(
+    image_scale: float | None, inverted: bool | None, by: str | None
+) -> None:
+    """diffusers' pipeline: times scaling_factor, or over it with `invert_scale_latents`."""
+    model = {"scale_factor": 0.7, "image_scale_factor": image_scale}
+    note = image_scale_note(model, inverted)
+    assert note is None if by is None else f"multiplies the image's latents by {by} " in str(note)
+    written = vae_settings_from_training(model)
+    assert written["invert_scale_latents"] is (image_scale is not None and image_scale > 1.4)
 
 
 @pytest.mark.parametrize("name", ["transformer", "vae"])

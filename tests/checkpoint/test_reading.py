@@ -1,12 +1,15 @@
 """Weight files in every form, sound and broken, and strict loading.
 
-Truths checked: round trip (what was written is read), golden messages.
+Truths checked: round trip (what was written is read), golden messages, reference (PEFT counts adapters with
+lora_alpha / r of the config beside them).
 """
 
 from __future__ import annotations
 
 import json
 import pickle
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -123,6 +126,88 @@ def test_files_without_weights(tmp_path, content):
     torch.save(content, tmp_path / "w.pt")
     with pytest.raises(UserError, match="holds no named tensors"):
         read_state_dict(tmp_path / "w.pt")
+
+
+def test_a_file_that_holds_itself_ends(tmp_path):
+    content: dict[str, Any] = {"step": 3}
+    content["module"] = content
+    torch.save(content, tmp_path / "w.pt")
+    with pytest.raises(UserError, match="holds no named tensors"):
+        read_state_dict(tmp_path / "w.pt")
+
+
+LINEAR = "base_model.model.transformer_blocks.0.attn1.to_q"
+PEFT = {f"{LINEAR}.lora_A.weight": torch.ones(4, 8), f"{LINEAR}.lora_B.weight": torch.ones(8, 4)}
+
+
+def peft_folder(folder: Path, config: Any, state: dict[str, torch.Tensor] = PEFT) -> Path:
+    """A folder as PEFT's `save_pretrained` writes it."""
+    folder.mkdir()
+    save_file(state, folder / "adapter_model.safetensors")
+    (folder / "adapter_config.json").write_text(config if isinstance(config, str) else json.dumps(config))
+    return folder
+
+
+def test_peft_counts_with_the_config_beside_its_file(tmp_path):
+    config = {"peft_type": "LORA", "r": 4, "lora_alpha": 64, "alpha_pattern": {}, "use_rslora": False}
+    folder = peft_folder(tmp_path / "peft", config)
+    torch.save(PEFT, tmp_path / "peft" / "adapter_model.bin")
+    for path in (folder, folder / "adapter_model.safetensors", folder / "adapter_model.bin"):
+        state = read_state_dict(path)
+        assert torch.equal(state[f"{LINEAR}.lora_A.weight"], torch.ones(4, 8))
+        assert torch.equal(state[f"{LINEAR}.lora_B.weight"], torch.full((8, 4), 16.0))
+
+
+def test_peft_itself_writes_what_is_read(tmp_path):
+    peft = pytest.importorskip("peft")
+
+    class Model(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.to_q = torch.nn.Linear(8, 8, bias=False)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.to_q(x)
+
+    adapted = peft.get_peft_model(Model(), peft.LoraConfig(r=4, lora_alpha=64, target_modules=["to_q"]))
+    torch.nn.init.ones_(adapted.base_model.model.to_q.lora_B["default"].weight)
+    adapted.save_pretrained(tmp_path / "peft")
+    state = read_state_dict(tmp_path / "peft")
+    a, b = (state[f"base_model.model.to_q.lora_{side}.weight"] for side in "AB")
+    plain = adapted.base_model.model.to_q.base_layer.weight.detach().clone()
+    merged = adapted.merge_and_unload().to_q.weight
+    torch.testing.assert_close(plain + b @ a, merged, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"r": 4, "lora_alpha": 8, "use_rslora": True}, "use_rslora is not supported"),
+        ({"r": 4, "lora_alpha": 8, "rank_pattern": {"to_q": 2}}, "rank_pattern is not supported"),
+        ({"r": 4, "lora_alpha": 8, "alpha_pattern": {"to_q": 2}}, "alpha_pattern is not supported"),
+        ({"r": 0, "lora_alpha": 8}, "r is 0, not a whole number from 1 on"),
+        ({"lora_alpha": 8}, "r is None"),
+        ({"r": 4}, "lora_alpha is None, not a positive number"),
+        ({"r": 4, "lora_alpha": "64"}, "lora_alpha is '64'"),
+        ({"r": 4, "lora_alpha": float("nan")}, "lora_alpha is nan"),
+        ({"r": 8, "lora_alpha": 8}, "has r 8, but the adapters beside it have rank 4"),
+        ({"r": 4, "lora_alpha": 8, "peft_type": "LOHA"}, "peft_type 'LOHA' is not supported"),
+        ("[1]", "list, not an object"),
+        ("{", "no JSON"),
+        (" " * 1_000_001, "1,000,001 bytes"),
+    ],
+)
+def test_a_peft_config_is_checked(tmp_path, config, message):
+    folder = peft_folder(tmp_path / "peft", config)
+    with pytest.raises(UserError, match=rf"adapter_config\.json.*{message}"):
+        read_state_dict(folder)
+
+
+def test_peft_without_its_config_is_refused(tmp_path):
+    folder = peft_folder(tmp_path / "peft", "{}")
+    (folder / "adapter_config.json").unlink()
+    with pytest.raises(UserError, match="there is no .*adapter_config.json: copy it"):
+        read_state_dict(folder)
 
 
 def test_which_file_is_asked(tmp_path):

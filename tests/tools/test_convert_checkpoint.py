@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import AutoencoderKLCogVideoX, CogVideoXTransformer3DModel
+from diffusers import CogVideoXTransformer3DModel
 from safetensors.torch import save_file
 
 from cogvideox.checkpoint.opening import open_weights
@@ -23,7 +23,6 @@ from cogvideox.checkpoint.transformer_names import PATCH_WEIGHT, POSITIONS, SAT_
 from cogvideox.transformer.tensor_parallel import shard
 from tests.checkpoint.files import assert_equal, run_folder, sat_folder, write_training_config
 from tests.transformer import five
-from tests.vae.small import build, clip
 from tools.convert_checkpoint import main
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -147,39 +146,36 @@ def test_averaged_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert_equal(network(tmp_path / "sat"), expected)
 
 
-@pytest.mark.parametrize("name", ["vae", "3d-vae.pt"])
-def test_vae_there_and_back(tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    ours = build((1, 2, 2, 1), blocks=1)
-    torch.save({"state_dict": {**ours.state_dict(), "loss.logvar": torch.zeros(1)}}, tmp_path / "in.pt")
-    convert(tmp_path / "in.pt", tmp_path / "diffusers", "--model", "1.5-5b-i2v")
-    assert "left out: 1 of the VAE's own training loss" in capsys.readouterr().out
-    theirs = AutoencoderKLCogVideoX.from_pretrained(tmp_path / "diffusers", low_cpu_mem_usage=False).eval()
-    assert (theirs.config.scaling_factor, theirs.config.invert_scale_latents) == (0.7, True)
-    x = clip(9, batch=1)
-    with torch.no_grad():
-        latent = theirs.encode(x).latent_dist.mode()
-        assert (latent - ours.posterior(x).mode()).abs().max() <= 1e-4
-    convert(tmp_path / "diffusers", tmp_path / name)
-    assert_equal(read_state_dict(tmp_path / name), ours.state_dict())
+def test_a_transformer_is_told_how_diffusers_scales_the_image(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_folder(tmp_path / "run", "1.5-5B-I2V")
+    for scale, noted in ((1.0, True), (1.4286, False)):
+        write_training_config(tmp_path / "run", "1.5-5B-I2V", scale_factor=0.7, image_scale_factor=scale)
+        convert(tmp_path / "run", tmp_path / "out", "--force")
+        assert ("image_scale_factor=1.4286" in capsys.readouterr().out) is noted
 
 
-def test_a_vae_takes_its_scale_from_a_training_config(tmp_path: Path) -> None:
-    torch.save({"state_dict": build().state_dict()}, tmp_path / "3d-vae.pt")
-    config = write_training_config(tmp_path, "5B", scale_factor=0.5)
-    convert(tmp_path / "3d-vae.pt", tmp_path / "diffusers", "--base", config)
-    written = json.loads((tmp_path / "diffusers" / "config.json").read_text())
-    assert (written["scaling_factor"], written["invert_scale_latents"]) == (0.5, False)
+def test_what_cannot_be_written_is_one_message(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run_folder(tmp_path / "run", "5B")
+    (tmp_path / "file").write_text("mine")
+    message = refused(capsys, tmp_path / "run", tmp_path / "file" / "out")
+    assert "could not be written" in message and "Traceback" not in message
+    message = refused(capsys, tmp_path / "run", tmp_path / "file", "--force")
+    assert "file is a file, but a folder is to be written" in message
+    assert (tmp_path / "file").read_text() == "mine"
 
 
-def test_vae_mistakes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    state = build().state_dict()
-    torch.save({"state_dict": state}, tmp_path / "good.pt")
-    assert "say whose it is (--model 2b, 5b" in refused(capsys, tmp_path / "good.pt", tmp_path / "out")
-    del state["decoder.mid.block_1.conv1.conv.bias"]
-    torch.save({"state_dict": state}, tmp_path / "bad.pt")
-    message = refused(capsys, tmp_path / "bad.pt", tmp_path / "out", "--model", "5b")
-    assert "1 missing: decoder.mid.block_1.conv1.conv.bias" in message
-    assert not (tmp_path / "out").exists()
+def test_an_unreadable_file_is_one_message(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_folder(tmp_path / "run", "5B")
+
+    def failing(*_: Any) -> None:
+        raise PermissionError(13, "Permission denied", "latest")
+
+    monkeypatch.setattr("tools.convert_checkpoint.open_weights", failing)
+    assert "Permission denied: 'latest'" in refused(capsys, tmp_path / "run", tmp_path / "out")
 
 
 def test_transformer_mistakes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

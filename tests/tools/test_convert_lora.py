@@ -95,6 +95,51 @@ def test_merged_weights_compute_what_adapters_do(tmp_path: Path, kind: str, base
     assert_equal(network(tmp_path / "sat"), model.state_dict())
 
 
+def test_base_weights_take_the_place_of_those_in_the_checkpoint(tmp_path: Path) -> None:
+    model: Any = run_folder(tmp_path / "run", "5B", LORA)
+    other = {name: tensor + 1 for name, tensor in plain(model).items()}
+    base = sat_folder(tmp_path / PLAIN, other)
+    convert(tmp_path / "run", tmp_path / "out", "--lora", "merge", "--to", "sat", "--base-weights", base)
+    model.load_state_dict({n: t if is_adapter(n) else t + 1 for n, t in model.state_dict().items()})
+    model.mixins["lora"].merge_lora()
+    assert_equal(network(tmp_path / "out"), model.state_dict())
+
+
+@pytest.mark.parametrize("lowest", ["plain", "whole"])
+def test_the_newest_of_several_adapters_counts(tmp_path: Path, lowest: str) -> None:
+    """As `read_chain` loads them: into the same place, one after another."""
+    model: Any = five.tiny_model(five.KINDS["5B"], LORA)
+    if lowest == "plain":
+        base = sat_folder(tmp_path / PLAIN, plain(model))
+    else:
+        base = sat_folder(tmp_path / PLAIN, {n: t * 3 if is_adapter(n) else t for n, t in model.state_dict().items()})
+    older = {name: tensor * 2 for name, tensor in adapters_of(model).items()}
+    sat_folder(tmp_path / "older", older, adapters_only=True, base_weights=str(base))
+    adapters_folder(tmp_path / "run", "5B", base=tmp_path / "older")
+    convert(tmp_path / "run", tmp_path / "out", "--lora", "merge", "--to", "sat")
+    model.mixins["lora"].merge_lora()
+    assert_equal(network(tmp_path / "out"), model.state_dict())
+
+
+def test_bases_that_lead_nowhere(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = adapters_folder(tmp_path / "run", "5B", base=None)
+    out, base = tmp_path / "out", sat_folder(tmp_path / PLAIN, plain(model))
+    convert(tmp_path / "run", tmp_path / "lora", "--lora", "export")
+    for kind, source in (("merge", "run"), ("import", "lora")):
+        message = refused(capsys, tmp_path / source, out, "--lora", kind, "--base-weights", tmp_path / "nowhere")
+        assert "nowhere: no such weight file or folder" in message
+    assert "goes with --lora merge" in refused(
+        capsys, tmp_path / "run", out, "--lora", "export", "--base-weights", base
+    )
+    imported = (tmp_path / "lora", base, "--lora", "import", "--force", "--base-weights", base)
+    assert "--base-weights is this or lies in it" in refused(capsys, *imported)
+    message = refused(capsys, tmp_path / "lora", out, "--lora", "import", "--base-weights", tmp_path / "lora")
+    assert "--base-weights is INPUT itself" in message
+    adapters_folder(tmp_path / "circle", "5B", base=tmp_path / "circle")
+    assert "which leads back" in refused(capsys, tmp_path / "circle", out, "--lora", "merge")
+    assert not out.exists()
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("alpha", [1.0, 0.7])
 def test_export_and_import_are_a_round_trip(tmp_path: Path, dtype: torch.dtype, alpha: float) -> None:
@@ -156,6 +201,27 @@ def test_peft_adapters_are_merged_into_a_base(tmp_path: Path) -> None:
     config = ["--base", tmp_path / "run" / "training_config.yaml"]
     convert(tmp_path / "lora", tmp_path / "out", "--lora", "merge", "--base-weights", base, *config)
     assert_same_output(twin_from(tmp_path / "out"), model, "5B")
+
+
+def test_alpha_of_a_folder_that_peft_wrote(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """r 4 and lora_alpha 64 count 16 times: in the config beside the file."""
+    model = adapters_folder(tmp_path / "run", "5B", base=None)
+    convert(tmp_path / "run", tmp_path / "lora", "--lora", "export")
+    state = read_state_dict(tmp_path / "lora")
+    theirs = {
+        name.replace("transformer.", "base_model.model.", 1): tensor / (16 if ".lora_B." in name else 1)
+        for name, tensor in state.items()
+    }
+    folder = tmp_path / "peft"
+    folder.mkdir()
+    save_file(theirs, folder / "adapter_model.safetensors")
+    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 4, "lora_alpha": 64}))
+    convert(folder, tmp_path / "back", "--lora", "import", "--lora-alpha", LORA["lora_alpha"])
+    for name, tensor in adapters_of(model).items():
+        torch.testing.assert_close(network(tmp_path / "back")[name], tensor, rtol=1e-6, atol=0)
+    (folder / "adapter_config.json").unlink()
+    message = refused(capsys, folder, tmp_path / "out", "--lora", "import")
+    assert "there is no" in message and "adapter_config.json" in message
 
 
 def test_peft_adapters_of_some_linears(tmp_path: Path) -> None:
