@@ -12,23 +12,23 @@ import argparse
 import logging
 import os
 import sys
-from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from cogvideox.config.launchers import map_launcher_variables
 from cogvideox.config.sampling import SamplingArguments, get_sampling_arguments
-from cogvideox.config.sampling_record import Job, jobs_of, record_of, unfinished
-from cogvideox.data.prompts import fault_of_prompt, parse_prompt
+from cogvideox.config.sampling_record import Job, images_of, jobs_of, record_of, unfinished
 from cogvideox.data.sample_files import save_latents, write_record
 from cogvideox.errors import UserError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-logger = logging.getLogger(__name__)
+    from cogvideox.checkpoint.loading import StartingWeights
 
-FAREWELLS = ("", "exit", "quit")
+T = TypeVar("T")
+logger = logging.getLogger(__name__)
 
 
 class Studio:
@@ -36,29 +36,30 @@ class Studio:
 
     def __init__(self, arguments: SamplingArguments) -> None:
         """Raises UserError: weights that are missing, damaged or of another model; a size that does not fit."""
+        from cogvideox.checkpoint.inference import weights_to_sample_with
+        from cogvideox.parallel import current
         from cogvideox.sat_bridge.building import get_model
         from diffusion_video import SATVideoDiffusionEngine
 
+        file, ranks = arguments.checkpoint.file, current().model
+        # Mapped into memory, so that a weight file that is missing is told before the model is built.
+        chain = weights_to_sample_with(file, arguments.use_ema, arguments.base_weights, ranks.rank, ranks.size)
         precision = {name: arguments.precision == name for name in ("fp16", "bf16")}
         config = _for_sampling(arguments.model_config)
         namespace = argparse.Namespace(model_config=config, seed=arguments.seed, **precision)
         self.arguments = arguments
         self.engine = cast(Any, get_model(namespace, SATVideoDiffusionEngine).eval().requires_grad_(False))
         self.shape = self.engine.latent_shape(arguments.clip.frames, arguments.clip.height, arguments.clip.width)
-        self._load()
+        self._load(chain)
 
-    def _load(self) -> None:
-        from cogvideox.checkpoint.inference import weights_to_sample_with
-        from cogvideox.parallel import current
+    def _load(self, chain: Sequence[StartingWeights]) -> None:
         from cogvideox.transformer.lora import LoraLinear
 
-        given, ranks = self.arguments, current().model
-        chain = weights_to_sample_with(given.checkpoint.path, given.use_ema, given.base_weights, ranks.rank, ranks.size)
         for place, weights in enumerate(chain):
             self.engine.load_weights(weights, allow_missing=place > 0)
         for module in self.engine.modules():
             if isinstance(module, LoraLinear):
-                module.scaling *= given.lora_scale
+                module.scaling *= self.arguments.lora_scale
 
     def latents(self, jobs: Sequence[Job]) -> Tensor:
         """Scaled latents (B,T,C,h,w) of the clips; each one's noise is its own, whatever it is drawn together with."""
@@ -118,25 +119,28 @@ class Studio:
         return torch.cat(latents)
 
     def make(self, jobs: Sequence[Job]) -> None:
-        """Draw clips together and write them; of the ranks that share a model the first writes."""
+        """Draw clips together and write them; of the ranks that share a model the first writes, and a UserError of its
+        is raised on all of them.
+        """
         import torch
 
-        from cogvideox.data.writing import write_video
         from cogvideox.parallel import current
 
-        latents_only = self.arguments.latents_only
         with torch.no_grad():
             latents = self.latents(jobs)
-            if latents_only:
+            if self.arguments.latents_only:
                 results = latents.float() / self.engine.scale_factor
             else:
                 results = self.engine.decode_clips(latents, self.arguments.latents_per_chunk)
-        if current().model.rank != 0:
-            return
-        for job, result in zip(jobs, results.cpu(), strict=True):
+        current().model.on_first(lambda: self._write(jobs, results.cpu()))
+
+    def _write(self, jobs: Sequence[Job], results: Tensor) -> None:
+        from cogvideox.data.writing import write_video
+
+        for job, result in zip(jobs, results, strict=True):
             try:
                 write_record(job.path, record_of(self.arguments, job))
-                if latents_only:
+                if self.arguments.latents_only:
                     save_latents(job.path, result)
                 else:
                     write_video(job.path, result, self.arguments.clip.fps)
@@ -158,8 +162,8 @@ def _for_sampling(model_config: dict[str, Any]) -> dict[str, Any]:
 
 def draw(arguments: SamplingArguments) -> None:
     """Everything after the arguments. Raises UserError."""
+    from cogvideox.config.sampling_talk import typed_jobs
     from cogvideox.data.pictures import check_pictures
-    from cogvideox.parallel import current
     from cogvideox.sat_bridge.distributed import initialize
 
     level = logging.INFO if arguments.rank == 0 else logging.WARNING
@@ -172,12 +176,26 @@ def draw(arguments: SamplingArguments) -> None:
     if not (jobs or arguments.is_interactive):
         logger.info("nothing to do: all clips are in %s, drawn with these settings", arguments.output_dir)
         return
-    check_pictures(_images(jobs), arguments.clip.size)
+    check_pictures(images_of(jobs), arguments.clip.size)
     initialize(_world_of(arguments))
-    studio = Studio(arguments)
+    studio = _together(partial(Studio, arguments))
     for part in typed_jobs(arguments) if arguments.is_interactive else [jobs]:
-        make_all(studio, part)
-    current().host.barrier()
+        _together(partial(make_all, studio, part))
+
+
+def _together(function: Callable[[], T]) -> T:
+    """What `function` gives on this rank, once all ranks have called theirs; a UserError of some is raised on all."""
+    from cogvideox.parallel import current
+
+    result, mistake = None, None
+    try:
+        result = function()
+    except UserError as error:
+        mistake = str(error)
+    mistakes = dict.fromkeys(each for each in current().host.gather_objects(mistake) if each is not None)
+    if mistakes:
+        raise UserError("\n".join(mistakes))
+    return cast(T, result)
 
 
 def make_all(studio: Studio, jobs: Sequence[Job]) -> None:
@@ -199,45 +217,6 @@ def make_all(studio: Studio, jobs: Sequence[Job]) -> None:
                 logger.info("wrote %s", job.path)
 
 
-def typed_jobs(arguments: SamplingArguments) -> Iterator[list[Job]]:
-    """The jobs of one typed prompt after the other, read on rank 0 and told to the others."""
-    from cogvideox.parallel import current
-
-    number = 0
-    while True:
-        host = current().host
-        jobs = host.broadcast_object(_ask(arguments, number) if host.rank == 0 else None)
-        if jobs is None:
-            return
-        yield jobs
-        number += 1
-
-
-def _ask(arguments: SamplingArguments, number: int) -> list[Job] | None:
-    """The clips of the next prompt that can be drawn; None at the end of the conversation."""
-    from cogvideox.data.pictures import check_pictures
-
-    example = "prompt@@image.png" if arguments.takes_image else "prompt"
-    while True:
-        try:
-            line = input(f"{example} (an empty line ends): ").strip()
-        except EOFError:
-            return None
-        if line.lower() in FAREWELLS:
-            return None
-        prompt = parse_prompt(line)
-        try:
-            fault = fault_of_prompt(prompt, arguments.takes_image)
-            if fault is not None:
-                raise UserError(fault)
-            jobs = unfinished(arguments, jobs_of(arguments, [prompt], number))
-            check_pictures(_images(jobs), arguments.clip.size)
-        except UserError as error:
-            sys.stderr.write(f"{error}\n")
-            continue
-        return jobs
-
-
 def check_machine(arguments: SamplingArguments) -> None:
     """Raises UserError where this machine cannot do what is asked."""
     from cogvideox.platform import device_count
@@ -247,10 +226,6 @@ def check_machine(arguments: SamplingArguments) -> None:
         raise UserError("float16 needs a GPU, and there is none here: use `--precision bf16` or `--precision fp32`")
     if gpus and arguments.local_rank >= gpus:
         raise UserError(f"local rank {arguments.local_rank} needs a GPU of its own: start {gpus} processes here")
-
-
-def _images(jobs: Sequence[Job]) -> list[Path]:
-    return [job.prompt.image for job in jobs if job.prompt.image is not None]
 
 
 def _world_of(arguments: SamplingArguments) -> argparse.Namespace:

@@ -21,6 +21,8 @@ from cogvideox.data.prompts import Prompt, parse_prompt, read_prompts
 from cogvideox.data.sample_files import record_path, sample_path, slug, write_record
 from cogvideox.diffusion.noise import NoiseOfSamples
 from cogvideox.errors import UserError
+from cogvideox.sat_bridge import building
+from sample_video import Studio
 
 ROOT = Path(__file__).resolve().parent.parent
 QUICKSTART, TASK = str(ROOT / "configs/quickstart.yaml"), str(ROOT / "configs/inference.yaml")
@@ -156,7 +158,7 @@ def test_a_file_of_prompts(tmp_path: Path) -> None:
 
 
 def test_a_picture_is_covered_and_cropped_to_its_middle(tmp_path: Path) -> None:
-    """Golden: a wide picture's outer thirds, red and blue, are cropped away; white is 1, black −1."""
+    """Golden: a wide picture's outer thirds, red and blue, are cropped away; white is 1, black −1, in 16 bits too."""
     pixels = np.zeros((32, 96, 3), dtype=np.uint8)
     pixels[:, :32, 0], pixels[:, 64:, 2], pixels[:16, 32:64] = 255, 255, 255
     Image.fromarray(pixels).save(tmp_path / "wide.png")
@@ -170,6 +172,14 @@ def test_a_picture_is_covered_and_cropped_to_its_middle(tmp_path: Path) -> None:
     turned.save(tmp_path / "turned.png", exif=exif)
     upright = read_picture(tmp_path / "turned.png", (96, 32))
     assert upright[0, :24].min() > 0.9 and upright[2, -24:].min() > 0.9
+    ramp = np.linspace(0, 65535, 64 * 64).astype(np.uint16).reshape(64, 64)
+    for name in ("I;16", "I"):
+        deep = tmp_path / f"{name[0]}{len(name)}.tiff"
+        Image.fromarray(ramp if name == "I;16" else ramp.astype(np.int32)).save(deep)
+        Image.fromarray(ramp).save(tmp_path / "deep.png")
+        for file in (deep, tmp_path / "deep.png"):
+            grey = read_picture(file, (64, 64))
+            assert abs(grey.mean()) < 0.01 and grey[:, 0].max() < -0.9 and grey[:, -1].min() > 0.9, file
     (tmp_path / "no.png").write_bytes(b"no picture")
     with pytest.raises(UserError, match="no.png cannot be read"):
         read_picture(tmp_path / "no.png", (64, 64))
@@ -180,6 +190,7 @@ MISTAKES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "a word alone": (("dog",), ("dog: stands alone", "quote a prompt")),
     "a wrong type": (("--frames", "many"), ("--frames many", "give a whole number")),
     "too few": (("--num-samples", "0"), ("give at least 1",)),
+    "a seed beyond torch's": (("--seed", "99999999999999999999999"), ("give at most 9223372036854775807",)),
     "a wrong choice": (("--sampler", "euler"), ("'euler'", "'dpmpp'")),
     "an odd length": (("--frames", "8"), ("8 is not 4k + 1", "use 5 or 9")),
     "a crooked size": (("--height", "60"), ("not divisible by 16", "use [64, 96]")),
@@ -230,12 +241,30 @@ def test_a_run_gives_its_model_and_its_checkpoints_and_nothing_of_its_training(w
     assert (args.batch_size, args.seed, args.precision) == (1, 1234, "bf16")
     assert args.checkpoint.file == weights / "10/mp_rank_00_model_states.pt"
     assert args.output_dir == weights / "samples/10"
+    (weights / "samples").write_text("no folder")
+    with pytest.raises(UserError, match=r"args.output_dir: cannot write to .*samples/20: .*samples is not a folder"):
+        get_sampling_arguments(["--run", str(weights), "--prompt", "a"])
+    (weights / "samples").unlink()
     args = get_sampling_arguments(["--run", str(weights), "--prompt", "a", "--base", TASK, "--precision", "fp32"])
     assert args.precision == "fp32" and args.config_files == (str(weights / "training_config.yaml"), TASK)
     with pytest.raises(UserError, match="--run has weights of its own"):
         get_sampling_arguments(["--run", str(weights), "--prompt", "a", "--load", str(weights)])
     with pytest.raises(UserError, match="there is no /no/such/training_config.yaml"):
         get_sampling_arguments(["--run", "/no/such", "--prompt", "a"])
+
+
+def test_the_levels_of_diffusers_are_asked_for_as_the_docs_say(get: Get, weights: Path) -> None:
+    denoiser, sampler = (
+        f"model.{part}_config.params.discretization_config.params.rescale_before_picking=true"
+        for part in ("denoiser", "sampler")
+    )
+    docs = (ROOT / "docs/sampling.md").read_text()
+    assert denoiser in docs and sampler in docs
+    model = get(denoiser).model_config
+    (weights / "training_config.yaml").write_text(yaml.safe_dump({"model": get().model_config}))
+    of_a_run = get_sampling_arguments(["--run", str(weights), "--prompt", "a", sampler]).model_config
+    for each in (model, of_a_run):
+        assert each["sampler_config"]["params"]["discretization_config"]["params"]["rescale_before_picking"]
 
 
 def test_files_are_named_by_prompt_and_sample(get: Get, tmp_path: Path) -> None:
@@ -268,6 +297,17 @@ def test_what_is_complete_is_passed_over_and_nothing_is_replaced_unasked(get: Ge
     with pytest.raises(UserError, match="no 001.json says how"):
         unfinished(args, [second])
     assert record_path(first.path).is_file()
+
+
+@pytest.mark.parametrize("content", [{"adapters_only": True, "base_weights": "/long/gone"}, {}])
+def test_a_missing_base_is_told_before_a_model_is_built(
+    get: Get, weights: Path, monkeypatch: pytest.MonkeyPatch, content: dict
+) -> None:
+    module = {"transformer.layers.0.attention.dense.matrix_A.0": torch.zeros(2, 4)}
+    torch.save({"module": module, **content}, weights / "20/mp_rank_00_model_states.pt")
+    monkeypatch.setattr(building, "get_model", lambda *_: pytest.fail("the model was built"))
+    with pytest.raises(UserError, match="--base-weights PATH"):
+        Studio(get())
 
 
 def test_noise_is_each_sample_s_own() -> None:

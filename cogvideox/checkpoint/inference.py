@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from cogvideox.checkpoint.loading import StartingWeights, read_chain, read_starting_weights
-from cogvideox.checkpoint.lora_names import is_peft
+from cogvideox.checkpoint.lora_names import holds_adapters_alone
 from cogvideox.errors import UserError
 
 
@@ -20,11 +20,12 @@ def weights_to_sample_with(
     Raises UserError: a file is missing or damaged, or `base` is given to a checkpoint that is whole by itself.
     """
     own = read_starting_weights(path, model_rank, model_size, ema)
-    if base is not None and own.base is None and not is_peft(own.state_dict):
+    is_bare = own.base is None and holds_adapters_alone(own.state_dict)  # adapters that do not say for which weights
+    if base is not None and own.base is None and not is_bare:
         raise UserError(f"{own.source} holds all weights, not adapters alone: leave out --base-weights {base}")
     under = base or own.base
     if under is None:
-        if is_peft(own.state_dict):
+        if is_bare:
             raise UserError(f"{own.source} holds adapters alone: name the weights under them with --base-weights PATH")
         return [own]
     if not under.exists():

@@ -33,8 +33,8 @@ class StartingWeights:
 def read_starting_weights(
     path: str | Path, model_rank: int = 0, model_size: int = 1, ema: bool = False
 ) -> StartingWeights:
-    """Weights from `path`: a SAT folder or one checkpoint in it (this rank's file where there is one per model parallel
-    rank), or any form that `read_state_dict` knows.
+    """Weights from `path`: a SAT folder, one checkpoint in it or its model file (this rank's file where there is one
+    per model parallel rank), or any form that `read_state_dict` knows.
 
     `ema`: with the moving averages of what was trained in place of the weights themselves. UserError: missing,
     unreadable, cut for another number of model parallel ranks, or without averages.
@@ -61,15 +61,27 @@ def read_starting_weights(
 def read_chain(path: str | Path, model_rank: int = 0, model_size: int = 1, ema: bool = False) -> list[StartingWeights]:
     """As `read_starting_weights`, after the weights that a checkpoint of adapters was trained on, if it is one: in the
     order in which to load them. Only the last may have averages in their place.
+
+    UserError: as there, and adapters whose bases lead back to themselves.
     """
     chain = [read_starting_weights(path, model_rank, model_size, ema)]
+    seen = {chain[0].source.resolve()}
     while (base := chain[0].base) is not None:
-        chain.insert(0, read_starting_weights(base, model_rank, model_size))
+        under = read_starting_weights(base, model_rank, model_size)
+        if under.source.resolve() in seen:
+            raise UserError(
+                f"{chain[0].source} holds adapters for the weights in {base}, but those are in turn adapters for "
+                "these, or the same: name a checkpoint that stands on whole weights"
+            )
+        seen.add(under.source.resolve())
+        chain.insert(0, under)
     return chain
 
 
 def checkpoint_folder(path: Path) -> Path | None:
-    """The folder with a checkpoint's files that `path` names, or None where it is no SAT folder."""
+    """The folder of checkpoint files that `path` (it, its run, or one of the files) names; None for other forms."""
+    if path.is_file() and path.match(MODEL_FILES):
+        return path.parent
     latest = path / "latest"
     if not latest.is_file():
         return path if path.is_dir() and any(path.glob(MODEL_FILES)) else None

@@ -40,6 +40,12 @@ def is_peft(names: Iterable[str]) -> bool:
     return any(".lora_A." in name or ".lora_B." in name for name in names)
 
 
+def holds_adapters_alone(names: Iterable[str]) -> bool:
+    """Whether these are the names of LoRA matrices, SAT's or PEFT's, without the weights that they are added to."""
+    names = list(names)
+    return is_peft(names) or all(map(is_sat_adapter, names))
+
+
 def to_peft(sat: Mapping[str, Tensor], scale: float = 1.0) -> dict[str, Tensor]:
     """SAT's adapters under PEFT's names, as the transformer's part of a pipeline.
 

@@ -17,7 +17,14 @@ from cogvideox.config.command_line import CommandLine
 from cogvideox.config.load import load_settings, resolve_interpolations
 from cogvideox.config.preflight import check_paths, check_world
 from cogvideox.config.report import Problem, raise_if_any
-from cogvideox.config.sampling_checks import check_arguments, check_clip, check_sampler, check_weights, chosen_prompts
+from cogvideox.config.sampling_checks import (
+    check_arguments,
+    check_clip,
+    check_output_dir,
+    check_sampler,
+    check_weights,
+    chosen_prompts,
+)
 from cogvideox.config.sampling_flags import INERT_SAMPLING_KEYS, SAMPLERS, SAMPLING_FLAGS, SAMPLING_KEYS
 from cogvideox.config.sampling_line import parse_sampling_line
 from cogvideox.config.sampling_values import Clip, SamplingValues
@@ -81,7 +88,8 @@ def get_sampling_arguments(words: Sequence[str]) -> SamplingArguments:
     prompts, is_interactive = chosen_prompts(settings, line, problems)
     checkpoint = check_weights(settings, line.values.get("run"), line.sources.get("run", ""), problems)
     clip = values.clip
-    problems += [*check_sampler(settings), *check_clip(settings, clip)]
+    output_dir = _output_dir(values, line, checkpoint)
+    problems += [*check_sampler(settings), *check_clip(settings, clip), *check_output_dir(settings, output_dir)]
     ranks = _ranks(line, problems)
     known = _reduced(settings, has_run="run" in line.values)
     validator = Validator(known)
@@ -98,7 +106,7 @@ def get_sampling_arguments(words: Sequence[str]) -> SamplingArguments:
         prompts=tuple(prompts),
         is_interactive=is_interactive,
         clip=clip,
-        output_dir=_output_dir(values, line, checkpoint),
+        output_dir=output_dir,
         notes=(*_notes(settings, values), *has_no_effect),
         **{**_plain_values(values), **ranks},
     )
@@ -200,11 +208,12 @@ def _ranks(line: CommandLine, problems: list[Problem]) -> dict[str, int]:
     return ranks
 
 
-def _output_dir(values: SamplingValues, line: CommandLine, checkpoint: Checkpoint) -> Path:
+def _output_dir(values: SamplingValues, line: CommandLine, checkpoint: Checkpoint | None) -> Path:
     if values.of("output_dir") is not None:
         return Path(values.of("output_dir"))
     if "run" in line.values:
-        return Path(line.values["run"]) / "samples" / checkpoint.path.name
+        samples = Path(line.values["run"]) / "samples"
+        return samples / checkpoint.path.name if checkpoint is not None else samples
     return Path("samples")
 
 

@@ -21,6 +21,7 @@ from cogvideox.data.prompts import Prompt, fault_of_prompt, parse_prompt, read_p
 from cogvideox.errors import UserError
 
 NUM_TIMESTEPS = 1000
+MOST_SEED = 2**63 - 1  # of torch's generators
 PROMPT_KEYS = ("prompts", "interactive", "input_type", "input_file")
 
 
@@ -44,25 +45,27 @@ def check_arguments(settings: Settings) -> list[Problem]:
             continue
         if flag.minimum is not None and isinstance(fitted, (int, float)) and fitted < flag.minimum:
             problems.append(Problem(settings.source(key), key, f"is {value}", f"give at least {flag.minimum:g}"))
+        if name == "seed" and fitted > MOST_SEED:
+            problems.append(Problem(settings.source(key), key, f"is {value}", f"give at most {MOST_SEED}"))
     size = section.get("sampling_image_size")
     if isinstance(size, list) and len(size) != 2:
         key = "args.sampling_image_size"
         problems.append(Problem(settings.source(key), key, f"is {size}", "give two numbers: height and width"))
-    return [*problems, *_output_dir(settings)]
+    return problems
 
 
-def _output_dir(settings: Settings) -> Iterator[Problem]:
-    name = settings.get("args.output_dir")
-    if not isinstance(name, str):
-        return
-    place = Path(name).absolute()
+def check_output_dir(settings: Settings, folder: Path) -> Iterator[Problem]:
+    """Clips can be written to `folder`, given or not."""
+    key = "args.output_dir"
+    place = folder.absolute()
     while not place.exists() and place != place.parent:
         place = place.parent
     if not (place.is_dir() and os.access(place, os.W_OK | os.X_OK)):
-        what = f"cannot write to {name}: {place} " + ("may not be written to" if place.is_dir() else "is not a folder")
-        yield Problem(
-            settings.source("args.output_dir"), "args.output_dir", what, "name a folder that you can write to"
+        what = f"cannot write to {folder}: {place} " + (
+            "may not be written to" if place.is_dir() else "is not a folder"
         )
+        where = settings.source(key) if settings.get(key) is not None else ""
+        yield Problem(where, key, what, "name one that you can write to with --output-dir")
 
 
 def chosen_prompts(settings: Settings, line: CommandLine, problems: list[Problem]) -> tuple[list[Prompt], bool]:

@@ -39,6 +39,11 @@ def jobs_of(arguments: SamplingArguments, prompts: Sequence[Prompt], first_numbe
     ]
 
 
+def images_of(jobs: Sequence[Job]) -> list[Path]:
+    """The pictures that the clips start with."""
+    return [job.prompt.image for job in jobs if job.prompt.image is not None]
+
+
 def unfinished(arguments: SamplingArguments, jobs: Sequence[Job]) -> list[Job]:
     """The jobs whose clips are not there yet. Raises UserError where one is there that other settings made."""
     if arguments.overwrite:

@@ -6,12 +6,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import imageio.v3 as imageio
+import numpy as np
 from av.video.frame import VideoFrame
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from cogvideox.data.scaling import FrameScaler, to_clip
 from cogvideox.errors import UserError
+
+# Pillow's modes of grey in more than 8 bits; PNG has 16.
+DEEP_MODES = ("I;16", "I;16B", "I;16L", "I;16N", "I")
 
 
 def read_picture(path: Path, size: tuple[int, int]) -> Tensor:
@@ -20,12 +24,22 @@ def read_picture(path: Path, size: tuple[int, int]) -> Tensor:
     Raises UserError: missing, or no picture that can be read.
     """
     try:
-        pixels = imageio.imread(path, plugin="pillow", index=0, mode="RGB", rotate=True)
-    except (OSError, ValueError, SyntaxError) as error:  # pillow's readers raise any of these for damaged files
+        with Image.open(path) as image:
+            pixels = _pixels(ImageOps.exif_transpose(image))
+    # Pillow's readers raise any of these for damaged files.
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"the image {path} cannot be read ({reason}): give a PNG, JPEG or WebP file") from error
     frame = VideoFrame.from_ndarray(pixels, format="rgb24")
     return to_clip(FrameScaler(size)(frame)[None], 1)[0]  # c h w
+
+
+def _pixels(image: Image.Image) -> np.ndarray:
+    """uint8 RGB (H, W, 3). Pillow itself cuts more than 8 bits of grey off at 255 instead of scaling them."""
+    if image.mode in DEEP_MODES:
+        grey = np.rint(np.asarray(image).clip(0, 65535) / 257)
+        image = Image.fromarray(grey.astype(np.uint8))
+    return np.array(image.convert("RGB"))
 
 
 def check_pictures(paths: Sequence[Path], size: tuple[int, int]) -> None:

@@ -13,7 +13,7 @@ from deepspeed.runtime.fp16.unfused_optimizer import FP16_UnfusedOptimizer
 from torch import nn
 
 from cogvideox.checkpoint.loading import read_chain
-from cogvideox.checkpoint.lora_names import is_peft, is_sat_adapter
+from cogvideox.checkpoint.lora_names import holds_adapters_alone
 from cogvideox.errors import UserError
 from cogvideox.parallel import current
 from cogvideox.platform import current_device
@@ -61,7 +61,7 @@ def load_checkpoint(model: Any, args: argparse.Namespace) -> int:
     ranks = current().model
     chain = read_chain(args.load, ranks.rank, ranks.size)
     first = chain[0]
-    if is_peft(first.state_dict) or all(is_sat_adapter(name) for name in first.state_dict):
+    if holds_adapters_alone(first.state_dict):
         raise UserError(
             f"{first.source} holds adapters alone and does not name the weights that they are for; make a checkpoint "
             f"that does: python tools/convert_checkpoint.py {first.source} DIR --lora import --base-weights WEIGHTS"

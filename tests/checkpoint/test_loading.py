@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from cogvideox.checkpoint.inference import weights_to_sample_with
 from cogvideox.checkpoint.loading import read_chain, read_starting_weights
 from cogvideox.errors import UserError
 
@@ -75,3 +76,45 @@ def test_a_chain_starts_at_the_base_and_only_its_last_is_averaged(tmp_path: Path
     chain = read_chain(tmp_path / "second", ema=True)
     assert [weights.iteration for weights in chain] == [1, 2, 3]
     assert [weights.state_dict["w"][0].item() for weights in chain] == [1.0, 1.0, 0.5]
+
+
+def test_a_model_file_is_read_like_its_folder(tmp_path: Path) -> None:
+    """With its base, its iteration and its averages, whatever `latest` says."""
+    checkpoint(tmp_path / "base", "1")
+    folder = checkpoint(tmp_path / "top", "3", ema={"w": torch.ones(2)}, adapters_only=True, base_weights="BASE")
+    file = folder / "mp_rank_00_model_states.pt"
+    torch.save(torch.load(file) | {"base_weights": str(tmp_path / "base/1" / file.name)}, file)
+    (folder / "latest").write_text("elsewhere")
+    chain = read_chain(file)
+    assert [weights.source for weights in chain] == [tmp_path / "base/1" / file.name, file]
+    assert [weights.iteration for weights in chain] == [1, 3]
+    assert read_starting_weights(file, ema=True).source.name == "mp_rank_00_ema_states.pt"
+
+
+def test_a_file_that_is_a_part_is_taken_with_the_others(tmp_path: Path) -> None:
+    folder = checkpoint(tmp_path, "7", ranks=2)
+    second = read_starting_weights(folder / "mp_rank_00_model_states.pt", 1, 2)
+    assert second.is_shard and second.state_dict["w"].tolist() == [2.0, 2.0]
+    with pytest.raises(UserError, match="cut for model_parallel_size 2"):
+        read_starting_weights(folder / "mp_rank_01_model_states.pt")
+
+
+@pytest.mark.parametrize("names", [("a",), ("a", "b"), ("a", "b", "c")])
+def test_adapters_that_stand_on_themselves_are_refused(tmp_path: Path, names: tuple[str, ...]) -> None:
+    for name, under in zip(names, (*names[1:], names[-1]), strict=True):
+        checkpoint(tmp_path / name, "1", ema={}, adapters_only=True, base_weights=str(tmp_path / under))
+    with pytest.raises(UserError, match=f"{tmp_path / names[-1]}.* holds adapters for the weights in .*or the same"):
+        read_chain(tmp_path / "a")
+
+
+def test_adapters_without_a_base_are_sampled_on_the_one_that_is_given(tmp_path: Path) -> None:
+    checkpoint(tmp_path / "base", "1")
+    name = "model.diffusion_model.transformer.layers.0.attention.dense.matrix_A.0"
+    file = tmp_path / "adapters.pt"
+    torch.save({"module": {name: torch.zeros(2, 3)}}, file)
+    chain = weights_to_sample_with(file, False, tmp_path / "base")
+    assert [list(weights.state_dict) for weights in chain] == [["w", "frozen"], [name]]
+    with pytest.raises(UserError, match="holds adapters alone: name the weights"):
+        weights_to_sample_with(file, False, None)
+    with pytest.raises(UserError, match="holds all weights, not adapters alone"):
+        weights_to_sample_with(tmp_path / "base", False, tmp_path / "base")

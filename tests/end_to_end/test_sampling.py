@@ -19,7 +19,7 @@ from cogvideox.config.sampling import get_sampling_arguments
 from cogvideox.config.sampling_record import jobs_of
 from sample_video import Studio
 from tests.end_to_end.runs import LORA, OPEN_GATES, Run, train
-from tests.end_to_end.sampling_runs import sample
+from tests.end_to_end.sampling_runs import sample, sample_on_ranks
 
 PROMPTS = ("a dog in a field", "two boats at night", "a red car")
 SHORT = {"args": {"train_iters": 4}}
@@ -197,6 +197,26 @@ def test_a_talk_draws_prompt_after_prompt(tmp_path: Path, base: Run) -> None:
     assert status == 0, output[-3000:]
     assert sorted(file.parent.name for file in (tmp_path / "out").glob("*/000.mp4")) == ["000-a-dog", "001-a-cat"]
     assert output.count("an image is given") == 1
+
+
+def test_a_talk_may_pause_longer_than_a_collective(tmp_path: Path, base: Run) -> None:
+    words = ("--run", str(base.folder), "--interactive", "--output-dir", str(tmp_path / "out"), *OPEN)
+    status, output = sample(tmp_path / "log", *words, typed="a dog\n", ranks=2, after_s=10, patience_s=6)
+    assert status == 0 and "Traceback" not in output, output[-3000:]
+    assert len(list((tmp_path / "out").glob("*/000.mp4"))) == 1
+
+
+@pytest.mark.parametrize("flags", [(), ("--model-parallel-size", "2")], ids=["data", "model"])
+def test_a_clip_that_cannot_be_written_ends_all_ranks_alike(tmp_path: Path, base: Run, flags: tuple[str, ...]) -> None:
+    """A file stands where the second clip's folder should; told once, and the other clip of the ranks is there."""
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "001-two-boats-at-night").touch()
+    words = ("--run", str(base.folder), "--output-dir", str(out), *for_prompts[:4], *flags, *OPEN)
+    codes, output = sample_on_ranks(tmp_path / "log", words, 2)
+    assert codes == [2, 2] and "Traceback" not in output, output[-3000:]
+    assert output.count("cannot write") == 1
+    assert (out / "000-a-dog-in-a-field/000.mp4").is_file()
 
 
 def test_the_vae_s_chunks_change_nothing(base: Run) -> None:
