@@ -4,6 +4,8 @@ at every ZeRO stage, precision and number of ranks; identity: a resumed run's ar
 
 from __future__ import annotations
 
+import functools
+import shutil
 from pathlib import Path
 
 import pytest
@@ -13,10 +15,11 @@ from torch import Tensor
 from cogvideox.checkpoint.loading import read_starting_weights
 from tests.end_to_end.runs import LORA, OPEN_GATES, Run, train
 
-ITERATIONS = 4
+ITERATIONS = 3
+TESTS = ("--allow-target", "tests")
 DECAY = 0.3  # reached at the third step: (1 + n) / (10 + n) is 2/11, 1/4, 4/13, …
 EMA = {
-    "args": {"train_iters": ITERATIONS, "save_interval": 1, "warmup": 0.0},
+    "args": {"train_iters": ITERATIONS, "save_interval": 1, "warmup": 0.0, "lr_decay_iters": ITERATIONS},
     "deepspeed": {"optimizer": {"type": "EmaAdamW", "params": {"lr": 1.0e-2, "ema_decay": DECAY}}},
 }
 
@@ -63,27 +66,46 @@ def check_by_hand(run: Run, rounding: float) -> None:
         assert iteration == 1 or moved > len(expected) / 3, "the averages are told apart from the weights"
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
-@pytest.mark.parametrize("stage", [0, 1, 2, 3])
-def test_float32_averages_by_hand(tmp_path: Path, stage: int, ranks: int) -> None:
-    run = checked(train(tmp_path, EMA, with_zero(stage), ranks=ranks))
+class Runs:
+    """Runs that several tests look at, each made once; none changes them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @functools.cache  # noqa: B019  (lives as long as the module's tests)
+    def of(self, stage: int, bf16: bool, ranks: int) -> Run:
+        """A run with averages from scratch."""
+        return checked(train(self.folder / f"{stage} {bf16} {ranks}", EMA, with_zero(stage, bf16), ranks=ranks))
+
+    @functools.cache  # noqa: B019
+    def base(self) -> Run:
+        """One without averages, for adapters."""
+        return checked(train(self.folder / "base", {"args": {"train_iters": 1}}, OPEN_GATES, flags=TESTS))
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    return Runs(tmp_path_factory.mktemp("runs"))
+
+
+@pytest.mark.parametrize(("stage", "ranks"), [(0, 1), (1, 2), (3, 2)])
+def test_float32_averages_by_hand(runs: Runs, stage: int, ranks: int) -> None:
+    run = runs.of(stage, False, ranks)
     check_by_hand(run, rounding=1e-6)
     frozen = module_of(run.checkpoint(1)).keys() - averages_of(run, 1).keys()
     assert frozen == {"model.diffusion_model.mixins.pos_embed.pos_embedding"}
 
 
-@pytest.mark.parametrize("stage", [0, 2, 3])
-def test_bfloat16_averages_by_hand(tmp_path: Path, stage: int) -> None:
+@pytest.mark.parametrize(("stage", "ranks"), [(0, 1), (2, 2), (3, 1)])
+def test_bfloat16_averages_by_hand(runs: Runs, stage: int, ranks: int) -> None:
     """They are kept in float32 and written in the weights' own type: as near as the weights stored are."""
-    check_by_hand(checked(train(tmp_path, EMA, with_zero(stage, bf16=True))), rounding=2.0**-7)
+    check_by_hand(runs.of(stage, True, ranks), rounding=2.0**-7)
 
 
-@pytest.mark.parametrize("stage", [0, 2, 3])
-def test_averages_of_adapters_by_hand(tmp_path: Path, stage: int) -> None:
-    flags = ("--allow-target", "tests")
-    base = checked(train(tmp_path / "base", {"args": {"train_iters": 1}}, OPEN_GATES, flags=flags))
-    load = {"args": {"load": str(base.folder), "mode": "finetune"}}
-    run = checked(train(tmp_path / "lora", EMA, with_zero(stage), LORA, OPEN_GATES, load, flags=flags))
+@pytest.mark.parametrize("stage", [2, 3])
+def test_averages_of_adapters_by_hand(runs: Runs, tmp_path: Path, stage: int) -> None:
+    load = {"args": {"load": str(runs.base().folder), "mode": "finetune"}}
+    run = checked(train(tmp_path, EMA, with_zero(stage), LORA, OPEN_GATES, load, flags=TESTS))
     check_by_hand(run, rounding=1e-6)
     averages = averages_of(run, ITERATIONS)
     assert len(averages) == 16 and all(".matrix_" in name for name in averages)
@@ -91,14 +113,15 @@ def test_averages_of_adapters_by_hand(tmp_path: Path, stage: int) -> None:
     assert all(torch.equal(loaded.state_dict[name], tensor) for name, tensor in averages.items())
 
 
-@pytest.mark.parametrize(
-    ("stage", "bf16", "ranks"), [(0, False, 1), (0, True, 1), (1, False, 1), (2, True, 2), (3, False, 2)]
-)
-def test_averages_go_on_in_a_resumed_run(tmp_path: Path, stage: int, bf16: bool, ranks: int) -> None:
-    changes = (EMA, with_zero(stage, bf16), {"args": {"lr_decay_iters": ITERATIONS}})
-    whole = checked(train(tmp_path / "whole", *changes, ranks=ranks))
-    stopped = checked(train(tmp_path / "parts", *changes, ranks=ranks, flags=("--train-iters", "2")))
-    resumed = checked(train(tmp_path / "parts", *changes, ranks=ranks, flags=("--resume", str(stopped.folder))))
+@pytest.mark.parametrize(("stage", "bf16", "ranks"), [(0, True, 1), (2, True, 2), (3, False, 2)])
+def test_averages_go_on_in_a_resumed_run(runs: Runs, tmp_path: Path, stage: int, bf16: bool, ranks: int) -> None:
+    """Its second checkpoint is the last one of a copy, from which the copy goes on."""
+    whole = runs.of(stage, bf16, ranks)
+    part = tmp_path / "runs" / whole.folder.name
+    shutil.copytree(whole.folder, part, ignore=shutil.ignore_patterns(str(ITERATIONS)))
+    (part / "latest").write_text("2")
+    resumed = checked(train(tmp_path, EMA, with_zero(stage, bf16), ranks=ranks, flags=("--resume", str(part))))
+    assert "at iteration 2" in resumed.output
     found, expected = averages_of(resumed, ITERATIONS), averages_of(whole, ITERATIONS)
     assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in found)
 
@@ -113,6 +136,5 @@ def test_each_model_parallel_rank_writes_its_share(tmp_path: Path) -> None:
         assert len(averages) == len(weights) - 1
 
 
-def test_other_optimizers_leave_no_averages(tmp_path: Path) -> None:
-    run = checked(train(tmp_path, {"args": {"train_iters": 1}}))
-    assert not list(run.folder.glob("*/*ema_states.pt"))
+def test_other_optimizers_leave_no_averages(runs: Runs) -> None:
+    assert not list(runs.base().folder.glob("*/*ema_states.pt"))
