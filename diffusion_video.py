@@ -137,8 +137,8 @@ class SATVideoDiffusionEngine(nn.Module):
         ranks = parallel.current().model
         if ranks.size > 1 and not weights.is_shard:
             state = {name: self.network.shard(name, tensor, ranks.rank, ranks.size) for name, tensor in state.items()}
-        missing = self.network.load_weights(state, str(weights.source), allow_missing=allow_missing)
-        logger.info("loaded %s; %d parameters keep their initial values", weights.source, len(missing))
+        self.network.load_weights(state, str(weights.source), allow_missing=allow_missing)
+        logger.info("loaded %d weights from %s", len(state), weights.source)
 
     def shared_step(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of a batch (`mp4`, `txt`, …): mean over its samples, and the same in a dict for the log.
@@ -148,14 +148,15 @@ class SATVideoDiffusionEngine(nn.Module):
         with phases("vae"):
             clips = self.get_input(batch)
             image_latents = self.encode_images(noised_images(clips[:, 0])) if self.noised_image_input else None
-            z = pad_in_front(clips * self.scale_factor if self.latent_input else self.encode_clips(clips), self.patch_t)
+            latents = clips * self.scale_factor if self.latent_input else self.encode_clips(clips)
+            z = pad_in_front(latents, self.patch_t)
+            batch = batch | {"padding_frames": z.shape[1] - latents.shape[1]}
             if self.lr_scale is not None:
-                low = self.encode_clips(coarsened(clips, self.lr_scale))
-                batch = batch | {"lr_input": pad_in_front(low, self.patch_t)}
+                batch["lr_input"] = pad_in_front(self.encode_clips(coarsened(clips, self.lr_scale)), self.patch_t)
             if image_latents is not None:
                 rate = self.noised_image_dropout if self.training else 0.0
                 shown = parallel.current().model.broadcast(with_dropout(image_latents, rate))
-                batch = batch | {"concat_images": placed_in_time(shown, z.shape[1], self.noised_image_all_concat)}
+                batch["concat_images"] = placed_in_time(shown, z.shape[1], self.noised_image_all_concat)
         return self(z, batch)
 
     def forward(self, z: Tensor, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
@@ -237,7 +238,9 @@ class SATVideoDiffusionEngine(nn.Module):
             noise = shared_normal(generator)(torch.empty(batch_size, shape[0] + extra, *shape[1:], device=self.device))
         noise = noise.to(self.device)
         if prefix is not None:
-            noise = torch.cat([prefix.to(noise), noise[:, prefix.shape[1] :]], dim=1)
+            prefix = torch.cat([prefix[:, :1].expand(-1, extra, -1, -1, -1), prefix], dim=1).to(noise)
+            noise = torch.cat([prefix, noise[:, prefix.shape[1] :]], dim=1)
+            sampler_inputs |= {"padding_frames": extra}
         if image_latents is not None:
             images = image_latents.to(self.device, self.dtype)
             concat_images = placed_in_time(images, noise.shape[1], self.noised_image_all_concat)
@@ -275,10 +278,8 @@ class SATVideoDiffusionEngine(nn.Module):
         return shown | {"samples": self.decode_clips(samples)}
 
     def _cast(self, cond: Mapping[str, Any]) -> dict[str, Any]:
-        return {
-            key: value.to(self.device, self.dtype) if isinstance(value, Tensor) else value
-            for key, value in cond.items()
-        }
+        place = self.device, self.dtype
+        return {key: value.to(*place) if isinstance(value, Tensor) else value for key, value in cond.items()}
 
     def _in_parts(self, x: Tensor) -> tuple[Tensor, ...]:
         return x.split(self.samples_at_a_time or len(x))

@@ -241,3 +241,23 @@ def test_images_and_ofs_given_as_the_reference_does_are_the_same() -> None:
     ours = samples(cond, image_latents=image)
     assert torch.equal(samples(cond, concat_images=whole), ours)
     assert torch.equal(samples(cond | {"concat": whole}, ofs=torch.tensor([2.0])), ours)
+
+
+def test_a_given_start_is_kept_where_a_frame_is_added_in_front() -> None:
+    engine = engine_of("1.5").eval()
+    engine.sampler.fixed_frames = 1
+    start = torch.randn(1, 1, *LATENT[1:])
+    samples = engine.sample({"crossattn": torch.zeros(1, 48, 64)}, batch_size=1, shape=(3, *LATENT[1:]), prefix=start)
+    assert torch.equal(samples[:, :1], start) and not torch.equal(samples[:, 1:2], start)
+
+
+def test_fixed_frames_are_counted_after_the_frame_that_is_added_in_front() -> None:
+    engine = engine_of("1.5")
+    engine.loss_fn.fixed_frames = 1
+    batch = make_batch()
+    batch["mp4"] = torch.cat([batch["mp4"], batch["mp4"][:, 1:]], dim=1)  # 3 latents, 4 with the padding
+    given: list[torch.Tensor] = []
+    engine.model.register_forward_pre_hook(lambda _module, args: given.append(args[0]))
+    seen = Seen(engine)
+    engine.shared_step(batch)
+    assert torch.equal(given[0][:, :2], seen.x[:, :2].float()) and not torch.equal(given[0][:, 2], seen.x[:, 2].float())

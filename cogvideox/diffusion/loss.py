@@ -56,9 +56,11 @@ class VideoDiffusionLoss(nn.Module):
         """The loss of each sample, float32 (B,), for scaled latents `x` (B,T,C,H,W).
 
         Random draws come in this order: caption dropout, t (B,), ε like x, offset (B,). A batch that holds `idx` or
-        `noise` supplies t or ε (offset included) itself. `concat_images` and `lr_input` of the batch are passed on.
+        `noise` supplies t or ε (offset included) itself. `concat_images` and `lr_input` of the batch are passed on. The first
+        `padding_frames` of `x`, copies in front for a temporal patch, are fixed beside the `fixed_frames`.
         """
-        if self.fixed_frames >= x.shape[1]:
+        fixed = self.fixed_frames + batch.get("padding_frames", 0) if self.fixed_frames else 0
+        if fixed >= x.shape[1]:
             raise UserError(f"fixed_frames is {self.fixed_frames}, but a clip has {x.shape[1]} latent frames: lower it")
         cond = conditioner(batch)
         model_inputs = {key: batch[key] for key in self.batch2model_keys if key in batch}
@@ -72,11 +74,10 @@ class VideoDiffusionLoss(nn.Module):
         noise = self._draw_noise(x0, batch)
         sqrt_alpha_bar = self.sigma_sampler.sqrt_alpha_bar(t)
         x_t, v_target = diffuse(x0, noise, sqrt_alpha_bar)
-        if self.fixed_frames:
-            x_t = torch.cat([x0[:, : self.fixed_frames], x_t[:, self.fixed_frames :]], dim=1)
+        x_t = torch.cat([x0[:, :fixed], x_t[:, fixed:]], dim=1) if fixed else x_t
 
         v = predicted_v(network, denoiser, x_t, sqrt_alpha_bar, cond, t, model_inputs)
-        error = ((v - v_target) ** 2)[:, self.fixed_frames :].flatten(1).mean(1)
+        error = ((v - v_target) ** 2)[:, fixed:].flatten(1).mean(1)
         return error if self.min_snr_value is None else error * min_snr_weight(sqrt_alpha_bar, self.min_snr_value)
 
     def _draw_t(self, x0: Tensor, batch: Mapping[str, Any]) -> Tensor:

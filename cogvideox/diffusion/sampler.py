@@ -87,17 +87,19 @@ class VideoDDIMSampler:
         ofs: Tensor | None = None,
         generator: torch.Generator | None = None,
         draw_noise: NoiseSource | None = None,
+        padding_frames: int = 0,
     ) -> Tensor:
         """Latents (B,T,C,H,W), float32 or wider, from `noise` of that shape.
 
         `num_steps` and `scale` replace the configured ones; there is no guidance without `uc`, without a guider or at
         scale 1. `scale_emb` and `ofs` (B,) or (1,) go to the denoiser. The noise of the steps is standard normal from
-        `generator`, equal on all model-parallel ranks, or `draw_noise(x)` where that is given.
+        `generator`, equal on all model-parallel ranks, or `draw_noise(x)` where that is given. `padding_frames` of the
+        noise, copies in front for a temporal patch, are fixed beside the `fixed_frames`.
         """
         guide = Guide(denoiser, self.guider, cond, uc, scale, num_steps, present(scale_emb=scale_emb, ofs=ofs))
         draw = draw_noise or shared_normal(generator)
         x = noise.to(torch.promote_types(noise.dtype, torch.float32))
-        prefix = x[:, : self.fixed_frames]
+        prefix = x[:, : self.fixed_frames + padding_frames if self.fixed_frames else 0]
         x0_old = x
         for step in self._progress(self.plan(num_steps)):
             x = with_prefix(self._prefix_at(prefix, step, draw), x)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import copy
 import logging
+from pathlib import Path
 from typing import Any
 
 import deepspeed
@@ -12,7 +13,7 @@ import torch
 from deepspeed.runtime.fp16.unfused_optimizer import FP16_UnfusedOptimizer
 from torch import nn
 
-from cogvideox.checkpoint.loading import read_chain
+from cogvideox.checkpoint.loading import checkpoint_folder, read_chain, read_starting_weights
 from cogvideox.checkpoint.lora_names import holds_adapters_alone
 from cogvideox.errors import UserError
 from cogvideox.parallel import current
@@ -59,7 +60,11 @@ def load_checkpoint(model: Any, args: argparse.Namespace) -> int:
             name: those would stay random.
     """
     ranks = current().model
-    chain = read_chain(args.load, ranks.rank, ranks.size)
+    path = Path(args.load)
+    if args.resume:  # the very weights that its adapters were trained on, whatever `latest` of `load` says by now
+        path = read_starting_weights(args.resume, ranks.rank, ranks.size).base or path
+    args.base_weights = str((checkpoint_folder(path) or path).resolve())
+    chain = read_chain(args.base_weights, ranks.rank, ranks.size)
     first = chain[0]
     if holds_adapters_alone(first.state_dict):
         raise UserError(

@@ -149,7 +149,7 @@ class Run:
             "skipped_batches": self.recorder.skipped_batches,
             "data_parallel_size": current().data.size,
             "adapters_only": adapters_only,
-            "base_weights": str(Path(args.load).resolve()) if args.load else None,
+            "base_weights": args.base_weights if args.load else None,
         }
         with self._not_training_time():
             began = time.perf_counter()

@@ -206,7 +206,15 @@ class DiffusionTransformer(BaseModel):
                 f"{where} does not fit the transformer of the config: {len(reshaped)} parameters of another shape"
                 f"{_some(reshaped)}; give network_config the sizes that they were trained with"
             ) from error
-        missing = [] if allow_missing else [name for name in result.missing_keys if not is_adapter(name)]
+        missing = [name for name in result.missing_keys if not is_adapter(name)]
+        adapters = [name for name in state_dict if is_adapter(name)]
+        absent = [name for name in result.missing_keys if is_adapter(name)]
+        if adapters and absent:
+            raise UserError(f"{where} lacks {len(absent)} of the adapters that the config asks for{_some(absent)}")
+        if allow_missing:
+            if missing and len(adapters) < len(state_dict):
+                logger.warning("%s lacks %d weights, which stay random%s", where, len(missing), _some(missing))
+            missing = []
         if missing or result.unexpected_keys:
             raise UserError(
                 f"{where} does not fit the transformer of the config: {len(missing)} parameters missing"

@@ -112,6 +112,19 @@ def test_adapters_on_adapters_load_their_base_too(tmp_path: Path) -> None:
     assert all(".matrix_" in name for name in module_of(first, 1))
 
 
+def test_adapters_keep_to_the_checkpoint_that_they_were_trained_on(tmp_path: Path) -> None:
+    """Identity: its run has saved again since, so that `latest` means other weights."""
+    base = checked(train(tmp_path / "base", {"args": {"train_iters": 1}}))
+    lora = {"args": {"load": str(base.folder), "mode": "finetune", "train_iters": 4, "lr_decay_iters": 4}}
+    whole = checked(train(tmp_path / "whole", lora, LORA))
+    stopped = checked(train(tmp_path / "parts", lora, LORA, flags=("--train-iters", "2")))
+    further = ("--resume", str(base.folder), "--train-iters", "3")
+    checked(train(tmp_path / "base", flags=(*further, "deepspeed.optimizer.params.lr=0.1")))
+    assert (base.folder / "latest").read_text() == "3"
+    resumed = checked(train(tmp_path / "parts", lora, LORA, flags=("--resume", str(stopped.folder))))
+    assert resumed.losses == whole.losses
+
+
 def test_the_same_seed_gives_the_same_run_and_another_seed_another(tmp_path: Path) -> None:
     first, second = (checked(train(tmp_path / name, FEW, flags=("--seed", "3"))) for name in ("first", "second"))
     other = checked(train(tmp_path / "other", FEW, flags=("--seed", "4")))

@@ -123,3 +123,22 @@ def test_dropout_acts_only_in_training() -> None:
 def test_mistakes(options: dict[str, object], message: str) -> None:
     with pytest.raises(UserError, match=message):
         lora_model(**options)
+
+
+def test_some_adapters_of_a_model_are_refused() -> None:
+    state = lora_model().state_dict()
+    name = next(name for name in state if ".matrix_B." in name)
+    del state[name]
+    with pytest.raises(UserError, match=f"lacks 1 of the adapters.*{name}"):
+        lora_model().load_weights(state, allow_missing=True)
+
+
+def test_weights_that_stay_random_are_named(caplog: pytest.LogCaptureFixture) -> None:
+    state = tiny.model().state_dict()
+    del state["time_embed.0.weight"]
+    lora_model().load_weights(state, "here", allow_missing=True)
+    assert "here lacks 1 weights, which stay random (time_embed.0.weight)" in caplog.text
+    caplog.clear()
+    adapters = {name: tensor for name, tensor in lora_model().state_dict().items() if is_adapter(name)}
+    lora_model().load_weights(adapters, allow_missing=True)
+    assert not caplog.text, "adapters go on top of weights that are there"
