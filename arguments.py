@@ -18,6 +18,7 @@ from cogvideox.config.command_line import CommandLine, parse_command_line
 from cogvideox.config.explain import explain
 from cogvideox.config.fitting import fit
 from cogvideox.config.flags import FLAGS, INERT_FLAGS, YAML_KEYS
+from cogvideox.config.launchers import ranks_from
 from cogvideox.config.load import load_settings, resolve_interpolations
 from cogvideox.config.preflight import check_paths, check_sizes, check_world
 from cogvideox.config.reconcile import check_batch, reconcile
@@ -46,7 +47,7 @@ def get_args(args_list: Sequence[str] | None = None) -> argparse.Namespace:
     if line.values.get("explain"):
         sys.stdout.write(explain(settings, line.values["explain"]) + "\n")
         raise SystemExit(0)
-    ranks = _ranks(line, problems)
+    ranks = ranks_from(os.environ, line.values.get("local_rank"), problems)
     validator = Validator(settings)
     validator.run()
     found = [*validator.problems, *check_paths(settings), *check_sizes(settings), *_check_lengths(settings)]
@@ -107,25 +108,6 @@ def _merge_deepspeed_json(settings: Settings, line: CommandLine, problems: list[
     settings.merge({"deepspeed": content}, {}, str(path))
     for key, (value, source) in kept.items():
         settings.set(key, value, source)
-
-
-def _ranks(line: CommandLine, problems: list[Problem]) -> dict[str, int]:
-    """Rank, world size and local rank, from the environment (a launcher's) and `--local-rank`."""
-    ranks = {}
-    for name, default in (("rank", 0), ("world_size", 1), ("local_rank", 0)):
-        text = os.environ.get(name.upper(), str(default))
-        if not text.isdigit():
-            where = f"environment: {name.upper()}={text}"
-            problems.append(Problem(where, "", "is not a whole number", "unset it, or start with torchrun"))
-            text = str(default)
-        ranks[name] = int(text)
-    if line.values.get("local_rank") is not None:
-        ranks["local_rank"] = line.values["local_rank"]
-    if ranks["rank"] >= ranks["world_size"]:
-        what = f"rank {ranks['rank']} of a world of {ranks['world_size']}"
-        problems.append(Problem("environment: RANK, WORLD_SIZE", "", what, "start with torchrun, or unset both"))
-        ranks["world_size"] = ranks["rank"] + 1
-    return ranks
 
 
 def _check_lengths(settings: Settings) -> list[Problem]:

@@ -8,18 +8,15 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 import yaml
-from PIL import Image
 
+from arguments import get_args
 from cogvideox.config.sampling import SamplingArguments, get_sampling_arguments
 from cogvideox.config.sampling_record import Job, jobs_of, record_of, unfinished
-from cogvideox.data.pictures import read_picture
-from cogvideox.data.prompts import Prompt, parse_prompt, read_prompts
+from cogvideox.data.prompts import Prompt
 from cogvideox.data.sample_files import record_path, sample_path, slug, write_record
-from cogvideox.diffusion.noise import NoiseOfSamples
 from cogvideox.errors import UserError
 from cogvideox.sat_bridge import building
 from sample_video import Studio
@@ -142,47 +139,6 @@ def test_a_task_file_of_the_reference_is_understood(get: Get, write: Callable[..
     args = get("--input-type", "cli", base=(QUICKSTART, write(keys)), prompt=None)
     assert args.is_interactive and not args.prompts
     assert [prompt.text for prompt in get(base=(QUICKSTART, write(keys))).prompts] == ["a dog"]
-
-
-def test_a_file_of_prompts(tmp_path: Path) -> None:
-    (tmp_path / "first.png").touch()
-    file = tmp_path / "prompts.txt"
-    file.write_text("# what to draw\na cat@@first.png\n\n  two words  \n", encoding="utf-8-sig")
-    with_image, plain = read_prompts(file)
-    assert with_image == Prompt("a cat", tmp_path / "first.png", f"{file}:2")
-    assert (plain.text, plain.image) == ("two words", None)
-    assert parse_prompt("a@@b @@c").image == Path("b @@c")
-    file.write_text("# nothing\n\n")
-    with pytest.raises(UserError, match="holds no prompt"):
-        read_prompts(file)
-
-
-def test_a_picture_is_covered_and_cropped_to_its_middle(tmp_path: Path) -> None:
-    """Golden: a wide picture's outer thirds, red and blue, are cropped away; white is 1, black −1, in 16 bits too."""
-    pixels = np.zeros((32, 96, 3), dtype=np.uint8)
-    pixels[:, :32, 0], pixels[:, 64:, 2], pixels[:16, 32:64] = 255, 255, 255
-    Image.fromarray(pixels).save(tmp_path / "wide.png")
-    picture = read_picture(tmp_path / "wide.png", (64, 64))
-    assert picture.shape == (3, 64, 64) and picture.dtype == torch.float32
-    inner = picture[:, :, 8:-8]
-    assert inner[:, :28].min() > 0.99 and inner[:, 36:].max() < -0.99
-    turned = Image.fromarray(pixels)
-    exif = turned.getexif()
-    exif[0x0112] = 6  # a camera's note: turn by 90 degrees clockwise
-    turned.save(tmp_path / "turned.png", exif=exif)
-    upright = read_picture(tmp_path / "turned.png", (96, 32))
-    assert upright[0, :24].min() > 0.9 and upright[2, -24:].min() > 0.9
-    ramp = np.linspace(0, 65535, 64 * 64).astype(np.uint16).reshape(64, 64)
-    for name in ("I;16", "I"):
-        deep = tmp_path / f"{name[0]}{len(name)}.tiff"
-        Image.fromarray(ramp if name == "I;16" else ramp.astype(np.int32)).save(deep)
-        Image.fromarray(ramp).save(tmp_path / "deep.png")
-        for file in (deep, tmp_path / "deep.png"):
-            grey = read_picture(file, (64, 64))
-            assert abs(grey.mean()) < 0.01 and grey[:, 0].max() < -0.9 and grey[:, -1].min() > 0.9, file
-    (tmp_path / "no.png").write_bytes(b"no picture")
-    with pytest.raises(UserError, match="no.png cannot be read"):
-        read_picture(tmp_path / "no.png", (64, 64))
 
 
 MISTAKES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
@@ -310,18 +266,6 @@ def test_a_missing_base_is_told_before_a_model_is_built(
         Studio(get())
 
 
-def test_noise_is_each_sample_s_own() -> None:
-    seeds = [(1, 0, 0), (1, 0, 1), (1, 1, 0), (2, 0, 0)]
-    together = NoiseOfSamples(seeds)
-    twice = [together(torch.empty(4, 3, 5)) for _ in range(2)]
-    for row, numbers in enumerate(seeds):
-        alone = NoiseOfSamples([numbers])
-        for drawn in twice:
-            assert torch.equal(alone(torch.empty(1, 3, 5))[0], drawn[row])
-    flat = torch.cat([drawn.flatten(1) for drawn in twice])
-    assert len({tuple(row.tolist()) for row in flat}) == 8
-
-
 @pytest.mark.parametrize(
     ("words", "status", "said"), [(["--help"], 0, "--guidance-scale"), (["--seed", "x"], 2, "4 problems")]
 )
@@ -337,3 +281,15 @@ def test_help_and_mistakes_do_not_wait_for_heavy_imports(words: list[str], statu
     assert done.returncode == status, done.stderr
     assert said in done.stdout + done.stderr
     assert done.stdout.splitlines()[-1] == "imported: []"
+
+
+def test_ranks_that_cannot_be_are_told_as_in_training(get: Get, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, text in {"RANK": "4", "WORLD_SIZE": "4", "LOCAL_RANK": "first"}.items():
+        monkeypatch.setenv(name, text)
+    said = refusal(get)
+    assert "rank 4 of a world of 4" in said and "LOCAL_RANK=first: is not a whole number" in said
+    with pytest.raises(UserError) as error:
+        get_args(["--base", QUICKSTART])
+    assert [line for line in said.splitlines() if "environment" in line] == [
+        line for line in str(error.value).splitlines() if "environment" in line
+    ]

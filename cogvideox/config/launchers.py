@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
+
+from cogvideox.config.report import Problem
 
 # What each launcher calls RANK, WORLD_SIZE, …; the first whose required names are all there counts.
 LAUNCHERS: dict[str, dict[str, str]] = {
@@ -35,3 +37,22 @@ def map_launcher_variables(environ: MutableMapping[str, str]) -> None:
         if all(names[wanted] in environ for wanted in REQUIRED):
             environ.update({wanted: environ[theirs] for wanted, theirs in names.items() if theirs in environ})
             return
+
+
+def ranks_from(environ: Mapping[str, str], local_rank: int | None, problems: list[Problem]) -> dict[str, int]:
+    """`rank`, `world_size` and `local_rank` from a launcher's variables; `local_rank` is what `--local-rank` says."""
+    ranks = {}
+    for name, default in (("rank", 0), ("world_size", 1), ("local_rank", 0)):
+        text = environ.get(name.upper(), str(default))
+        if not text.isdigit():
+            where = f"environment: {name.upper()}={text}"
+            problems.append(Problem(where, "", "is not a whole number", "unset it, or start with torchrun"))
+            text = str(default)
+        ranks[name] = int(text)
+    if local_rank is not None:
+        ranks["local_rank"] = local_rank
+    if ranks["rank"] >= ranks["world_size"]:
+        what = f"rank {ranks['rank']} of a world of {ranks['world_size']}"
+        problems.append(Problem("environment: RANK, WORLD_SIZE", "", what, "start with torchrun, or unset both"))
+        ranks["world_size"] = ranks["rank"] + 1
+    return ranks

@@ -14,6 +14,7 @@ from typing import Any
 
 from cogvideox.checkpoint.choosing import Checkpoint
 from cogvideox.config.command_line import CommandLine
+from cogvideox.config.launchers import ranks_from
 from cogvideox.config.load import load_settings, resolve_interpolations
 from cogvideox.config.preflight import check_paths, check_world
 from cogvideox.config.report import Problem, raise_if_any
@@ -90,7 +91,7 @@ def get_sampling_arguments(words: Sequence[str]) -> SamplingArguments:
     clip = values.clip
     output_dir = _output_dir(values, line, checkpoint)
     problems += [*check_sampler(settings), *check_clip(settings, clip), *check_output_dir(settings, output_dir)]
-    ranks = _ranks(line, problems)
+    ranks = ranks_from(os.environ, line.values.get("local_rank"), problems)
     known = _reduced(settings, has_run="run" in line.values)
     validator = Validator(known)
     validator.run()
@@ -189,23 +190,6 @@ def _missing_files(known: Settings) -> list[Problem]:
     """As for training, but nobody samples from a model that starts from scratch."""
     unfit = "; or start from scratch"
     return [dataclasses.replace(each, remedy=each.remedy.partition(unfit)[0]) for each in check_paths(known)]
-
-
-def _ranks(line: CommandLine, problems: list[Problem]) -> dict[str, int]:
-    """Rank, world size and local rank, from the environment (a launcher's) and `--local-rank`."""
-    ranks = {}
-    for name, default in (("rank", 0), ("world_size", 1), ("local_rank", 0)):
-        text = os.environ.get(name.upper(), str(default))
-        if not text.isdigit():
-            where = f"environment: {name.upper()}={text}"
-            problems.append(Problem(where, "", "is not a whole number", "unset it, or start with torchrun"))
-        ranks[name] = int(text) if text.isdigit() else default
-    if line.values.get("local_rank") is not None:
-        ranks["local_rank"] = line.values["local_rank"]
-    if ranks["rank"] >= ranks["world_size"]:
-        what = f"rank {ranks['rank']} of a world of {ranks['world_size']}"
-        problems.append(Problem("environment: RANK, WORLD_SIZE", "", what, "start with torchrun, or unset both"))
-    return ranks
 
 
 def _output_dir(values: SamplingValues, line: CommandLine, checkpoint: Checkpoint | None) -> Path:
