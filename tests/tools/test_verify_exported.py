@@ -12,7 +12,7 @@ import yaml
 
 from tests.end_to_end.runs import QUICKSTART
 from tests.transformer import five, tiny
-from tools import verify_checkpoint
+from tools import verify_checkpoint, verify_rows
 
 LORA = {"r": 4, "lora_alpha": 6.0}
 
@@ -58,7 +58,7 @@ def test_each_model_computes_the_same_in_diffusers(tmp_path: Path, name: str, lo
 def test_half_precision_is_within_its_rounding(tmp_path: Path, name: str, dtype: torch.dtype) -> None:
     rows, _ = verify_checkpoint.verify(write_run(tmp_path, five.KINDS[name], LORA, dtype))
     assert not rows[1].problems, verify_checkpoint.table(rows)
-    assert 1e-5 < difference_of(rows[1]) < verify_checkpoint.TOLERANCE[dtype] / 2
+    assert 1e-5 < difference_of(rows[1]) < verify_rows.TOLERANCE[dtype] / 2
 
 
 def test_stretched_rotary_positions_are_not_diffusers(tmp_path: Path) -> None:
