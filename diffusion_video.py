@@ -234,9 +234,8 @@ class SATVideoDiffusionEngine(nn.Module):
             raise UserError("the config has no model.sampler_config: samples cannot be drawn")
         assert shape is not None
         extra = -shape[0] % self.patch_t
-        if noise is None:
-            noise = shared_normal(generator)(torch.empty(batch_size, shape[0] + extra, *shape[1:], device=self.device))
-        noise = noise.to(self.device)
+        like = torch.empty(batch_size, shape[0] + extra, *shape[1:], device=self.device)
+        noise = shared_normal(generator)(like) if noise is None else noise.to(self.device)
         if prefix is not None:
             prefix = torch.cat([prefix[:, :1].expand(-1, extra, -1, -1, -1), prefix], dim=1).to(noise)
             noise = torch.cat([prefix, noise[:, prefix.shape[1] :]], dim=1)
