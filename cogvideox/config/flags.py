@@ -11,6 +11,9 @@ from typing import Any, Literal
 EvalIterable = bool | Literal["custom", ""]
 
 
+MOST_SEED = 2**63 - 1  # of torch's generators
+
+
 @dataclass(frozen=True)
 class Flag:
     """`--name`; `only_flag`: not a key of YAML's `args:`. `minimum`: the least value that makes sense."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from cogvideox.checkpoint.choosing import Checkpoint, choose_checkpoint, ema_file_of
 from cogvideox.config.command_line import CommandLine
 from cogvideox.config.fitting import Misfit, fit
-from cogvideox.config.flags import YAML_KEYS
+from cogvideox.config.flags import MOST_SEED, YAML_KEYS
 from cogvideox.config.nearest import did_you_mean
 from cogvideox.config.report import Problem
 from cogvideox.config.sampling_flags import SAMPLING_KEYS
@@ -21,7 +21,6 @@ from cogvideox.data.prompts import Prompt, fault_of_prompt, parse_prompt, read_p
 from cogvideox.errors import UserError
 
 NUM_TIMESTEPS = 1000
-MOST_SEED = 2**63 - 1  # of torch's generators
 PROMPT_KEYS = ("prompts", "interactive", "input_type", "input_file")
 
 

@@ -56,8 +56,8 @@ class VideoDiffusionLoss(nn.Module):
         """The loss of each sample, float32 (B,), for scaled latents `x` (B,T,C,H,W).
 
         Random draws come in this order: caption dropout, t (B,), ε like x, offset (B,). A batch that holds `idx` or
-        `noise` supplies t or ε (offset included) itself. `concat_images` and `lr_input` of the batch are passed on. The first
-        `padding_frames` of `x`, copies in front for a temporal patch, are fixed beside the `fixed_frames`.
+        `noise` supplies t or ε (offset included) itself. `concat_images` and `lr_input` of the batch are passed on. The
+        first `padding_frames` of `x`, copies in front for a temporal patch, are fixed beside the `fixed_frames`.
         """
         fixed = self.fixed_frames + batch.get("padding_frames", 0) if self.fixed_frames else 0
         if fixed >= x.shape[1]:

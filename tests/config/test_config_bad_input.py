@@ -38,6 +38,7 @@ def message(call: Callable[[], object]) -> str:
         (("--lr", "abc"), ["--lr abc", "a number"]),
         (("--wandb", "maybe"), ["--wandb maybe", "true or false"]),
         (("--seed", "0"), ["--seed 0", "at least 1"]),
+        (("--seed", "9" * 23), ["--seed " + "9" * 23, "at most 9223372036854775807"]),
         (("--batch-size", "0"), ["--batch-size 0", "at least 1"]),
         (("--mode", "fintune"), ["--mode fintune", "'finetune'"]),
         (("--epochs", "3", "--train-iters", "5"), ["args.train_iters", "--epochs 3", "args.train_iters=null"]),
