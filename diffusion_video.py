@@ -137,8 +137,8 @@ class SATVideoDiffusionEngine(nn.Module):
         ranks = parallel.current().model
         if ranks.size > 1 and not weights.is_shard:
             state = {name: self.network.shard(name, tensor, ranks.rank, ranks.size) for name, tensor in state.items()}
-        self.network.load_weights(state, str(weights.source), allow_missing=allow_missing)
-        logger.info("loaded %d weights from %s", len(state), weights.source)
+        anew = sum(map(is_adapter, self.network.load_weights(state, str(weights.source), allow_missing)))
+        logger.info("loaded %s: %d weights; %d adapters start anew", weights.source, len(state), anew)
 
     def shared_step(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of a batch (`mp4`, `txt`, …): mean over its samples, and the same in a dict for the log.
