@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from cogvideox.config.launchers import map_launcher_variables
+from cogvideox.config.launchers import map_launcher_variables, tell_once
 from cogvideox.config.sampling import SamplingArguments, get_sampling_arguments
 from cogvideox.config.sampling_record import Job, images_of, jobs_of, record_of, unfinished
 from cogvideox.data.sample_files import save_latents, write_record
@@ -249,8 +249,7 @@ def main(args_list: list[str] | None = None) -> int:
     try:
         arguments = get_sampling_arguments(sys.argv[1:] if args_list is None else args_list)
     except UserError as error:
-        if os.environ.get("LOCAL_RANK", "0") == "0":
-            sys.stderr.write(f"{error}\n")
+        tell_once(error)
         return 2
 
     from cogvideox.sat_bridge import distributed

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from arguments import get_args, initialize_distributed
-from cogvideox.config.launchers import map_launcher_variables
+from cogvideox.config.launchers import map_launcher_variables, tell_once
 from cogvideox.errors import UserError
 
 if TYPE_CHECKING:
@@ -173,8 +173,7 @@ def main(args_list: list[str] | None = None) -> int:
     try:
         args = get_args(args_list)
     except UserError as error:
-        if os.environ.get("LOCAL_RANK", "0") == "0":
-            print(error, file=sys.stderr)
+        tell_once(error)
         return 2
 
     from cogvideox.sat_bridge import distributed

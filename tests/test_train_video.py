@@ -99,3 +99,13 @@ def test_waiting_threads_sleep_unless_the_user_says_otherwise(monkeypatch: Any) 
     seen.environ["OMP_WAIT_POLICY"] = "ACTIVE"
     train_video.main(["--base", "/nowhere.yaml"])
     assert seen.environ["OMP_WAIT_POLICY"] == "ACTIVE"
+
+
+def test_a_mistake_is_told_by_one_rank_while_the_others_wait(monkeypatch: Any, capsys: Any) -> None:
+    """A launcher ends all ranks when the first ends: a silent one that is faster would cut the message off."""
+    waited: list[float] = []
+    monkeypatch.setattr("cogvideox.config.launchers.time.sleep", waited.append)
+    for rank in ("0", "1"):
+        monkeypatch.setenv("LOCAL_RANK", rank)
+        assert train_video.main(["--base", "/nowhere.yaml"]) == 2
+    assert capsys.readouterr().err.count("/nowhere.yaml") == 1 and len(waited) == 1

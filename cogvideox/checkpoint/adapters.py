@@ -84,7 +84,9 @@ def peft_scale(state: Mapping[str, Tensor], metadata: Mapping[str, str], file: P
         return 1.0
     config = _json(metadata[METADATA], str(file))
     settings = {name.removeprefix(PIPELINE_PREFIX): value for name, value in config.items()}
-    return _ratio(settings, f"{file}, in its metadata") if settings.keys() >= {"r", "lora_alpha"} else 1.0
+    where = f"{file}, in its metadata"
+    _check_plain(settings, where)
+    return _ratio(settings, where) if settings.keys() >= {"r", "lora_alpha"} else 1.0
 
 
 def _scale_of_peft(state: Mapping[str, Tensor], file: Path) -> float:
@@ -99,6 +101,7 @@ def _scale_of_peft(state: Mapping[str, Tensor], file: Path) -> float:
     settings = _json(path.read_text(encoding="utf-8", errors="replace"), str(path))
     if settings.get("peft_type", "LORA") != "LORA":
         raise UserError(f"{path}: peft_type {settings['peft_type']!r} is not supported, LORA is")
+    _check_plain(settings, str(path))
     scale = _ratio(settings, str(path))
     matrices = {name: tensor for name, tensor in state.items() if ".lora_A." in name or ".lora_B." in name}
     if (rank := rank_of(matrices)) != settings["r"]:
@@ -106,11 +109,15 @@ def _scale_of_peft(state: Mapping[str, Tensor], file: Path) -> float:
     return scale
 
 
-def _ratio(settings: Mapping[str, Any], where: str) -> float:
-    """alpha / r. UserError: not one number for all adapters."""
+def _check_plain(settings: Mapping[str, Any], where: str) -> None:
+    """UserError where adapters count otherwise than with one alpha / r."""
     for key in ("alpha_pattern", "rank_pattern", "use_rslora", "use_dora"):
         if settings.get(key):
             raise UserError(f"{where}: {key} is not supported: only adapters that all count with alpha / r are")
+
+
+def _ratio(settings: Mapping[str, Any], where: str) -> float:
+    """alpha / r. UserError: no numbers that make sense."""
     r, alpha = settings.get("r"), settings.get("lora_alpha")
     if isinstance(r, bool) or not isinstance(r, int) or r < 1:
         raise UserError(f"{where}: r is {r!r}, not a whole number from 1 on")

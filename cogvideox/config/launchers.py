@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import sys
+import time
 from collections.abc import Mapping, MutableMapping
 
 from cogvideox.config.report import Problem
@@ -22,6 +25,21 @@ LAUNCHERS: dict[str, dict[str, str]] = {
     },
 }
 REQUIRED = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+
+
+# A launcher ends all ranks when the first one ends, so the one that tells of a mistake has to be the first.
+PATIENCE_OF_THE_SILENT_S = 10.0
+
+
+def tell_once(mistake: object) -> None:
+    """Print a mistake that every rank has found by itself, on the first rank of a machine; the others wait to be ended
+    with it, or end by themselves after a while.
+    """
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        sys.stderr.write(f"{mistake}\n")
+        sys.stderr.flush()
+    else:
+        time.sleep(PATIENCE_OF_THE_SILENT_S)
 
 
 def map_launcher_variables(environ: MutableMapping[str, str]) -> None:
