@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import glob
-import os
 from datetime import datetime
 from pathlib import Path
 
@@ -22,8 +21,8 @@ TIME_FORMAT = "%m-%d-%H-%M"
 def make_run_folder(args: argparse.Namespace) -> Path:
     """The run's folder, the same on every rank: a new `<save>/<experiment_name>-MM-DD-HH-MM[-k]`, or the resumed one.
 
-    In `pretrain` mode with `load`, SAT continues under the loaded folder's name, which may be there already. Sets
-    `args.resume` to the folder to resume from, or None where `auto` finds none.
+    In `pretrain` mode with `load`, SAT writes on into the loaded folder, over its checkpoints: here only `resume` does
+    that. Sets `args.resume` to the folder to resume from, or None where `auto` finds none.
 
     Raises:
         UserError: the folder cannot be made, or there is nothing to resume in it.
@@ -42,10 +41,6 @@ def _choose(args: argparse.Namespace) -> tuple[Path, str | None]:
             raise UserError(f"{resumed} holds no checkpoint to resume: there is no file `latest` in it (--resume)")
         return resumed.resolve(), str(resumed.resolve())
     try:
-        if args.load and args.mode == "pretrain":
-            folder = save / os.path.basename(os.path.normpath(args.load))
-            folder.mkdir(parents=True, exist_ok=True)
-            return folder, None
         return _make_new(save, args.experiment_name), None
     except OSError as error:
         raise UserError(

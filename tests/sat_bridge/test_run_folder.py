@@ -22,9 +22,11 @@ def test_two_runs_in_one_minute_get_two_folders(tmp_path: Path) -> None:
     assert len(set(made)) == 3 and all(folder.name.startswith("trial-") for folder in made)
 
 
-def test_pretraining_goes_on_under_the_loaded_name(tmp_path: Path) -> None:
-    folder = make_run_folder(arguments(tmp_path, load=str(tmp_path / "earlier/"), mode="pretrain"))
-    assert folder == tmp_path / "earlier"
+def test_pretraining_from_loaded_weights_never_writes_into_their_folder(tmp_path: Path) -> None:
+    earlier = tmp_path / "earlier"
+    earlier.mkdir()
+    folder = make_run_folder(arguments(tmp_path, load=str(earlier), mode="pretrain"))
+    assert folder.name.startswith("trial-") and not list(earlier.iterdir())
 
 
 def test_a_run_is_resumed_in_its_own_folder_wherever_it_is(tmp_path: Path) -> None:
