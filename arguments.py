@@ -20,10 +20,11 @@ from cogvideox.config.fitting import fit
 from cogvideox.config.flags import FLAGS, INERT_FLAGS, YAML_KEYS
 from cogvideox.config.launchers import ranks_from
 from cogvideox.config.load import load_settings, resolve_interpolations
-from cogvideox.config.preflight import check_paths, check_sizes, check_world
+from cogvideox.config.preflight import check_paths, check_world
 from cogvideox.config.reconcile import check_batch, reconcile
 from cogvideox.config.report import Problem, raise_if_any
 from cogvideox.config.settings import DEFAULT, MISSING, Settings
+from cogvideox.config.sizes import check_sizes
 from cogvideox.config.targets import allowed_modules
 from cogvideox.config.validate import Validator
 

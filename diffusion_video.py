@@ -24,7 +24,7 @@ from cogvideox.checkpoint.loading import StartingWeights
 from cogvideox.checkpoint.naming import network_names
 from cogvideox.conditioning.images import coarsened, noised_images, placed_in_time, with_dropout
 from cogvideox.config import instantiate, resolve_target
-from cogvideox.diffusion.sampler import shared_normal
+from cogvideox.diffusion.sampler import NoiseSource, shared_normal
 from cogvideox.errors import UserError
 from cogvideox.platform import autocast, current_device
 from cogvideox.telemetry.phases import phases
@@ -148,7 +148,7 @@ class SATVideoDiffusionEngine(nn.Module):
         with phases("vae"):
             clips = self.get_input(batch)
             image_latents = self.encode_images(noised_images(clips[:, 0])) if self.noised_image_input else None
-            latents = clips * self.scale_factor if self.latent_input else self.encode_clips(clips)
+            latents = self.latents_of(clips)
             z = pad_in_front(latents, self.patch_t)
             batch = batch | {"padding_frames": z.shape[1] - latents.shape[1]}
             if self.lr_scale is not None:
@@ -171,6 +171,10 @@ class SATVideoDiffusionEngine(nn.Module):
     def get_input(self, batch: Mapping[str, Any]) -> Tensor:
         """The clips of the batch, (B,F,3,H,W), or its latents, in the engine's dtype and place."""
         return batch[self.input_key].to(self.device, self.dtype)
+
+    def latents_of(self, given: Tensor) -> Tensor:
+        """Scaled latents (B,T,C,h,w) of `get_input`'s clips, or of its latents."""
+        return given * self.scale_factor if self.latent_input else self.encode_clips(given)
 
     def encode_clips(self, clips: Tensor) -> Tensor:
         """Clips (B,F,3,H,W) in [-1, 1] → scaled latents (B,T,C,h,w), drawn from the VAE's posterior, alike in a model
@@ -222,6 +226,7 @@ class SATVideoDiffusionEngine(nn.Module):
         noise: Tensor | None = None,
         image_latents: Tensor | None = None,
         generator: torch.Generator | None = None,
+        draw_noise: NoiseSource | None = None,
         **sampler_inputs: Any,
     ) -> Tensor:
         """Scaled latents (`batch_size`, *`shape`) in the engine's dtype; `shape` is (T,C,h,w).
@@ -234,8 +239,8 @@ class SATVideoDiffusionEngine(nn.Module):
             raise UserError("the config has no model.sampler_config: samples cannot be drawn")
         assert shape is not None
         extra = -shape[0] % self.patch_t
-        like = torch.empty(batch_size, shape[0] + extra, *shape[1:], device=self.device)
-        noise = shared_normal(generator)(like) if noise is None else noise.to(self.device)
+        draw, start = draw_noise or shared_normal(generator), (batch_size, shape[0] + extra, *shape[1:])
+        noise = draw(torch.empty(start, device=self.device)) if noise is None else noise.to(self.device)
         if prefix is not None:
             prefix = torch.cat([prefix[:, :1].expand(-1, extra, -1, -1, -1), prefix], dim=1).to(noise)
             noise = torch.cat([prefix, noise[:, prefix.shape[1] :]], dim=1)
@@ -247,9 +252,8 @@ class SATVideoDiffusionEngine(nn.Module):
             cond, uc = {**cond, "concat": concat_images}, None if uc is None else {**uc, "concat": concat_images}
         if ("concat" in cond) != self.noised_image_input:
             raise UserError("model.noised_image_input decides whether samples start from an image: give one, or none")
-
         denoise = partial(self.denoiser, self.model)
-        samples = self.sampler(denoise, noise, cond, uc=uc, generator=generator, **sampler_inputs)
+        samples = self.sampler(denoise, noise, cond, uc=uc, draw_noise=draw, **sampler_inputs)
         return samples[:, extra:].to(self.dtype)
 
     @torch.no_grad()
@@ -258,23 +262,18 @@ class SATVideoDiffusionEngine(nn.Module):
         `samples` (from their captions), each (B,F,3,H,W) float32, or `latents` (B,T,C,h,w), unscaled, alone.
         """
         given = self.get_input(batch)[:N]
-        clips = self.decode_clips(given * self.scale_factor).to(self.dtype) if self.latent_input else given
         first = {key: value[:N] for key, value in batch.items() if isinstance(value, list | Tensor)}
         cond, uc = self.conditioner.get_unconditional_conditioning(
             first, force_uc_zero_embeddings=[embedder.input_key for embedder in self.conditioner.embedders]
         )
-        z = given * self.scale_factor if self.latent_input else self.encode_clips(clips)
-        samples = self.sample(
-            self._cast(cond),
-            self._cast(uc),
-            batch_size=len(clips),
-            shape=tuple(z.shape[1:]),
-            image_latents=self.encode_images(clips[:, 0]) if self.noised_image_input else None,
-        )
+        z = self.latents_of(given)
+        images = self.encode_images(given[:, 0]) if self.noised_image_input else None
+        samples = self.sample(self._cast(cond), self._cast(uc), len(given), tuple(z.shape[1:]), image_latents=images)
         if only_log_video_latents:
             return {"latents": samples.float() / self.scale_factor}
-        shown = {"inputs": clips.float(), "reconstructions": self.decode_clips(z)}
-        return shown | {"samples": self.decode_clips(samples)}
+        decoded = self.decode_clips(z)
+        inputs = decoded if self.latent_input else given.float()
+        return {"inputs": inputs, "reconstructions": decoded, "samples": self.decode_clips(samples)}
 
     def _cast(self, cond: Mapping[str, Any]) -> dict[str, Any]:
         place = self.device, self.dtype

@@ -63,24 +63,18 @@ class Studio:
 
     def latents(self, jobs: Sequence[Job]) -> Tensor:
         """Scaled latents (B,T,C,h,w) of the clips; each one's noise is its own, whatever it is drawn together with."""
-        import torch
-
         from cogvideox.diffusion.noise import NoiseOfSamples
 
-        normal = NoiseOfSamples([self._seed(job) for job in jobs])
-        frames, *rest = self.shape
-        padded = frames + -frames % self.engine.patch_t
         cond, uc = self._conditioning([job.prompt.text for job in jobs])
         return self.engine.sample(
             cond,
             uc,
             batch_size=len(jobs),
             shape=self.shape,
-            noise=normal(torch.empty(len(jobs), padded, *rest, device=self.engine.device)),
             image_latents=self._image_latents(jobs) if self.arguments.takes_image else None,
             num_steps=self.arguments.num_steps,
             scale=self.arguments.asked_scale,
-            draw_noise=normal,
+            draw_noise=NoiseOfSamples([self._seed(job) for job in jobs]),
         )
 
     def _seed(self, job: Job) -> tuple[int, int, int]:

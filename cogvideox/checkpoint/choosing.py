@@ -8,6 +8,7 @@ from pathlib import Path
 from cogvideox.errors import UserError
 
 MODEL_FILE = "mp_rank_00_model_states.pt"
+MODEL_FILES = "mp_rank_*_model_states.pt"  # one for each model parallel rank
 EMA_FILE = "mp_rank_00_ema_states.pt"
 
 

@@ -9,10 +9,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from cogvideox.checkpoint.choosing import MODEL_FILES
 from cogvideox.checkpoint.reading import read_state_dict
 from cogvideox.errors import UserError
-
-MODEL_FILES = "mp_rank_*_model_states.pt"
 
 
 @dataclass(frozen=True)

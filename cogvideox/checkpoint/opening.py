@@ -9,9 +9,16 @@ from typing import Literal
 
 from torch import Tensor
 
-from cogvideox.checkpoint.loading import MODEL_FILES, checkpoint_folder, read_starting_weights
+from cogvideox.checkpoint.choosing import MODEL_FILES
+from cogvideox.checkpoint.loading import checkpoint_folder, read_starting_weights
 from cogvideox.checkpoint.lora_names import is_peft, is_sat_adapter
-from cogvideox.checkpoint.naming import NETWORK_PREFIX, OTHER_PREFIXES, VAE_PREFIX, is_diffusers_transformer
+from cogvideox.checkpoint.naming import (
+    NETWORK_PREFIX,
+    OTHER_PREFIXES,
+    VAE_PREFIX,
+    is_diffusers_transformer,
+    without_prefix,
+)
 from cogvideox.checkpoint.reading import read_metadata
 from cogvideox.checkpoint.vae_names import is_diffusers_vae
 from cogvideox.errors import UserError
@@ -93,5 +100,4 @@ def _vae_of(state: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
 def _own(state: Mapping[str, Tensor], kind: Kind) -> dict[str, Tensor]:
     if kind == "VAE":
         return {name.removeprefix(VAE_PREFIX): tensor for name, tensor in state.items()}
-    bare = {name.removeprefix(NETWORK_PREFIX): tensor for name, tensor in state.items()}
-    return {name: tensor for name, tensor in bare.items() if not name.startswith(OTHER_PREFIXES)}
+    return without_prefix(state)

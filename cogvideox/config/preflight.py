@@ -6,15 +6,14 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from cogvideox.checkpoint.choosing import MODEL_FILES
 from cogvideox.config.report import Problem
 from cogvideox.config.settings import Settings, leaves
-from cogvideox.config.sizes import check_sizes as check_sizes
 from cogvideox.config.static_signature import REPOSITORY
 
 WEIGHT_SUFFIXES = (".safetensors", ".pt", ".ckpt", ".pth", ".bin")
-SAT_FILES = "mp_rank_*_model_states.pt"
 # What `cogvideox.checkpoint.reading` looks for in a folder without `latest`, in this order.
-FOLDER_FILES = ("*.safetensors.index.json", "*.safetensors", SAT_FILES, "3d-vae.pt", "diffusion_pytorch_model*.bin")
+FOLDER_FILES = ("*.safetensors.index.json", "*.safetensors", MODEL_FILES, "3d-vae.pt", "diffusion_pytorch_model*.bin")
 FOLDER_DATASETS = ("data_video.SFTDataset",)
 STREAMS = (True, "custom")
 AUTO = "auto"
@@ -117,7 +116,7 @@ def _fault_of_weights(folder: Path) -> str | None:
         return _fault_of_latest(folder)
     for pattern in FOLDER_FILES:
         files = sorted(folder.glob(pattern))
-        if len(files) == 1 or files and pattern == SAT_FILES:  # one for each model parallel rank
+        if len(files) == 1 or files and pattern == MODEL_FILES:  # one for each model parallel rank
             return None
         if files and not pattern.endswith(".json"):
             return f"the folder {folder} holds {len(files)} weight files and no index of them: name one ({files[0]}, …)"
@@ -132,7 +131,7 @@ def _fault_of_latest(folder: Path) -> str | None:
     if not latest.is_file():
         return f"{folder} has no `latest`, so no whole checkpoint"
     named = latest.read_text(encoding="utf-8", errors="replace").strip()
-    if any((folder / named).glob(SAT_FILES)):
+    if any((folder / named).glob(MODEL_FILES)):
         return None
     return f"{latest} names {named!r}, but {folder / named}/mp_rank_00_model_states.pt is not there"
 

@@ -93,10 +93,11 @@ def crop_table(table: torch.Tensor, largest: Grid, layout: TokenLayout) -> torch
     return rearrange(cropped, "1 t h w d -> 1 (t h w) d")
 
 
-def squeezing(grid: Grid, largest: Grid) -> tuple[float, float, float]:
-    """By what to divide the positions along time, height and width, so that the last one is within `largest`."""
-    t, h, w = (max(1.0, (have - 1) / max(1, limit - 1)) for have, limit in zip(grid, largest, strict=True))
-    return t, h, w
+def squeezed(interpolation: tuple[float, float, float], grid: Grid, largest: Grid) -> tuple[float, float, float]:
+    """`interpolation`, larger where `grid` is beyond `largest`, so that its last position is within."""
+    factors = (max(1.0, (have - 1) / max(1, limit - 1)) for have, limit in zip(grid, largest, strict=True))
+    time, row, column = (own * factor for own, factor in zip(interpolation, factors, strict=True))
+    return time, row, column
 
 
 def resize_table(table: torch.Tensor, largest: Grid, layout: TokenLayout) -> torch.Tensor:
@@ -150,13 +151,9 @@ class Basic3DPositionEmbeddingMixin(BaseMixin):
             return None, crop_table(self.pos_embedding, self.grid, layout)
         if not self.interpolate:
             layout.check_fits(self.grid)
-        return None, self._squeezed(layout).to(self.pos_embedding)[None]
-
-    def _squeezed(self, layout: TokenLayout) -> torch.Tensor:
-        """(S, D)"""
-        factors = squeezing(layout.grid, self.grid)
-        time, row, column = (own * factor for own, factor in zip(self.interpolation, factors, strict=True))
-        return sincos_3d(layout.grid, self.pos_embedding.shape[-1], (time, row, column))
+        interpolation = squeezed(self.interpolation, layout.grid, self.grid)
+        table = sincos_3d(layout.grid, self.pos_embedding.shape[-1], interpolation)
+        return None, table.to(self.pos_embedding)[None]
 
 
 def _keep_own_table(module: nn.Module, state_dict: dict[str, torch.Tensor], prefix: str, *_load_arguments: Any) -> None:
@@ -221,9 +218,8 @@ class Rotary3DPositionEmbeddingMixin(BaseMixin):
         if key not in self._tables:
             if not self.interpolate:
                 layout.check_fits(self.grid)
-            factors = squeezing(layout.grid, self.grid)
-            time, row, column = (own * factor for own, factor in zip(self.interpolation, factors, strict=True))
-            table = rotary_3d(layout, self.head_size, self.theta, (time, row, column))
+            interpolation = squeezed(self.interpolation, layout.grid, self.grid)
+            table = rotary_3d(layout, self.head_size, self.theta, interpolation)
             self._tables[key] = table.to(device)
             if len(self._tables) > TABLES_KEPT:
                 self._tables.popitem(last=False)

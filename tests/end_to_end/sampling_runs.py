@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
-import socket
 import sys
 import time
 from collections.abc import Sequence
@@ -13,6 +11,7 @@ from pathlib import Path
 from threading import Thread
 
 from tests.end_to_end.runs import environment
+from tests.end_to_end.warm_start import free_port, warm_context
 
 TIMEOUT_S = 240
 
@@ -32,17 +31,13 @@ def sample_on_ranks(
     log: Path, words: Sequence[str], ranks: int, typed: str = "", after_s: float = 0, patience_s: float | None = None
 ) -> tuple[list[int | None], str]:
     """As `sample`, with every rank's status."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.end_to_end.preloaded"])
     log.write_bytes(b"")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     env = environment() | {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks)}
-    env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)} if ranks > 1 else {}
+    env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())} if ranks > 1 else {}
     own = [env | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(ranks)]
     processes = [
-        context.Process(target=_rank, args=(list(words), each, str(log), typed, after_s, patience_s)) for each in own
+        warm_context().Process(target=_rank, args=(list(words), each, str(log), typed, after_s, patience_s))
+        for each in own
     ]
     for process in processes:
         process.start()

@@ -26,7 +26,7 @@ Verifier = Callable[[list[str]], tuple[int, str]]
 
 
 @functools.cache
-def _context() -> ForkServerContext:
+def warm_context() -> ForkServerContext:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.end_to_end.preloaded"])
     return context
@@ -49,13 +49,13 @@ def run_warm(
     """
     env = env | {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks)}
     if ranks > 1:
-        env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
+        env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     log.write_bytes(b"")
     processes = []
     asked, asks = multiprocessing.Pipe()
     for rank in range(ranks):
         own = env | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-        process = _context().Process(target=_rank, args=(arguments, own, str(log), asks if verifier else None))
+        process = warm_context().Process(target=_rank, args=(arguments, own, str(log), asks if verifier else None))
         process.start()
         processes.append(process)
     try:
@@ -106,7 +106,7 @@ def _answered(asks: Connection, question: list[str]) -> tuple[int, str]:
     return status, said
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
