@@ -20,9 +20,10 @@ from cogvideox.config.fitting import fit
 from cogvideox.config.flags import FLAGS, INERT_FLAGS, YAML_KEYS
 from cogvideox.config.launchers import ranks_from
 from cogvideox.config.load import load_settings, resolve_interpolations
-from cogvideox.config.preflight import check_paths, check_world
+from cogvideox.config.preflight import check_mode, check_paths, check_world
 from cogvideox.config.reconcile import check_batch, reconcile
 from cogvideox.config.report import Problem, raise_if_any
+from cogvideox.config.resumed import settle_resumed
 from cogvideox.config.settings import DEFAULT, MISSING, Settings
 from cogvideox.config.sizes import check_sizes
 from cogvideox.config.targets import allowed_modules
@@ -45,13 +46,20 @@ def get_args(args_list: Sequence[str] | None = None) -> argparse.Namespace:
     line = parse_command_line(sys.argv[1:] if args_list is None else args_list, problems)
     settings = _merged(line, problems)
     notes = reconcile(settings, problems)
+    problems += settle_resumed(settings, notes)
     if line.values.get("explain"):
         sys.stdout.write(explain(settings, line.values["explain"]) + "\n")
         raise SystemExit(0)
     ranks = ranks_from(os.environ, line.values.get("local_rank"), problems)
     validator = Validator(settings)
     validator.run()
-    found = [*validator.problems, *check_paths(settings), *check_sizes(settings), *_check_lengths(settings)]
+    found = [
+        *validator.problems,
+        *check_mode(settings),
+        *check_paths(settings),
+        *check_sizes(settings),
+        *_check_lengths(settings),
+    ]
     found += [*check_world(settings, ranks["world_size"]), *check_batch(settings, ranks["world_size"])]
     told = {problem.key for problem in problems if problem.key}
     problems += [problem for problem in found if problem.key not in told]
@@ -152,9 +160,7 @@ def _add_device(args: argparse.Namespace, settings: Settings, problems: list[Pro
     wanted = settings.get("args.device")
     args.device = args.local_rank if gpus else "cpu"
     args.distributed_backend = settings.get("args.distributed_backend") or distributed_backend()
-    if settings.get("args.mode") == "inference" and gpus and wanted != -1:
-        args.device = wanted
-    elif wanted not in (-1, args.device):
+    if wanted not in (-1, args.device):
         what = f"GPU {wanted} is asked for, but this process's place is {args.device}"
         remedy = "choose GPUs with CUDA_VISIBLE_DEVICES"
         problems.append(Problem(settings.source("args.device"), "args.device", what, remedy))
@@ -191,7 +197,7 @@ def _fill(args: argparse.Namespace, settings: Settings, line: CommandLine, data_
     for key, flag in FLAGS.items():
         if flag.only_flag and key != "local_rank":
             setattr(args, key, line.values.get(key, flag.default))
-    args.deepspeed = args.mode != "inference"
+    args.deepspeed = True
     args.deepspeed_activation_checkpointing = False  # the transformer recomputes by itself, on any device
     args.deepspeed_config = settings.get("deepspeed")
     args.model_config = settings.get("model") or {}

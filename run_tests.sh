@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Lint, type check and all tests, in an environment of its own (.venv, made on the first run) or in an active one that
 # meets requirements-dev.txt. Arguments go to pytest: bash run_tests.sh tests/vae -k chunk
+# SKIP_LINT=1 goes straight to the tests.
 set -euo pipefail
 
 # shellcheck source=tools/environment.sh
@@ -8,8 +9,13 @@ set -euo pipefail
 
 use_environment requirements-dev.txt
 cd "$project_dir"
-"$PYTHON" -m ruff check .
-"$PYTHON" -m ruff format --check .
-"$PYTHON" -m mypy
+if [ -z "${SKIP_LINT:-}" ]; then
+    say "Lint (ruff)"
+    "$PYTHON" -m ruff check .
+    "$PYTHON" -m ruff format --check .
+    say "Types (mypy)"
+    "$PYTHON" -m mypy
+fi
+say "Tests (pytest, two processes)"
 # One file's tests stay in one process, so that what they share is built once.
 exec "$PYTHON" -m pytest -n 2 --dist loadfile "$@"

@@ -37,7 +37,7 @@ def weights(tmp_path: Path) -> Path:
     """A folder of two checkpoints, empty files, of which the second is the latest."""
     for iteration in (10, 20):
         (tmp_path / f"weights/{iteration}").mkdir(parents=True)
-        (tmp_path / f"weights/{iteration}/mp_rank_00_model_states.pt").touch()
+        (tmp_path / f"weights/{iteration}/mp_rank_00_model_states.pt").write_bytes(b"PK\x03\x04")
     (tmp_path / "weights/latest").write_text("20")
     return tmp_path / "weights"
 

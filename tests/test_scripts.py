@@ -116,6 +116,7 @@ def test_a_seed_that_was_given_is_kept(tmp_path: Path) -> None:
         assert after(words, "--seed") == "12" and words.count("--seed") == 1
     assert "--seed" not in planned(SINGLE, "seeded.yaml", cwd=tmp_path)
     assert "--seed" not in planned(SINGLE, "plain.yaml", "args.seed=3", cwd=tmp_path)
+    assert "--seed" not in planned(SINGLE, "plain.yaml", "--resume", "auto", cwd=tmp_path)  # the run has its own
     assert bash(ROOT / SINGLE, "plain.yaml", "--seed", DRY_RUN="1").returncode == 2
 
 

@@ -40,10 +40,10 @@ def weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The layout that the configs' comments describe, with empty files."""
     for transformer, vae in WEIGHTS.values():
         (tmp_path / transformer / "1").mkdir(parents=True)
-        (tmp_path / transformer / "1/mp_rank_00_model_states.pt").touch()
+        (tmp_path / transformer / "1/mp_rank_00_model_states.pt").write_bytes(b"PK\x03\x04")
         (tmp_path / transformer / "latest").write_text("1")
         (tmp_path / vae).mkdir(exist_ok=True)
-        (tmp_path / vae / "3d-vae.pt").touch()
+        (tmp_path / vae / "3d-vae.pt").write_bytes(b"PK\x03\x04")
     (tmp_path / "t5-v1_1-xxl").mkdir()
     (tmp_path / "clips/videos").mkdir(parents=True)
     (tmp_path / "clips/videos/a.mp4").touch()

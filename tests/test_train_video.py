@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import argparse
+import os
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 import torch
 import yaml
 
 import train_video
 from cogvideox.sat_bridge.timers import Timers
+
+ROOT = Path(train_video.__file__).parent
+COMMANDS = ("benchmark", "compare_samples", "convert_checkpoint", "fetch_weights", "verify_checkpoint")
 
 
 def multi_view(samples: int = 2, views: int = 3) -> dict[str, Any]:
@@ -109,3 +116,13 @@ def test_a_mistake_is_told_by_one_rank_while_the_others_wait(monkeypatch: Any, c
         monkeypatch.setenv("LOCAL_RANK", rank)
         assert train_video.main(["--base", "/nowhere.yaml"]) == 2
     assert capsys.readouterr().err.count("/nowhere.yaml") == 1 and len(waited) == 1
+
+
+@pytest.mark.parametrize("entry", ["train_video.py", "sample_video.py", *(f"tools/{name}.py" for name in COMMANDS)])
+def test_a_python_without_the_packages_is_told_in_one_line(entry: str) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(
+        [sys.executable, "-S", str(ROOT / entry), "--help"], capture_output=True, text=True, env=environment
+    )
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1, done.stderr
+    assert "lacks torch, deepspeed" in done.stderr and ".venv/bin/activate" in done.stderr

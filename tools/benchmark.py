@@ -21,10 +21,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import torch
-
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
+
+import cogvideox  # noqa: E402, F401  (ends here if packages are missing)  # isort: skip
+
+import torch  # noqa: E402
 
 from cogvideox.errors import UserError  # noqa: E402
 from cogvideox.platform import device_name  # noqa: E402

@@ -19,13 +19,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-import yaml
-from PIL import Image, ImageDraw, ImageFont
-from torch import Tensor
-
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
+
+import cogvideox  # noqa: E402, F401  (ends here if packages are missing)  # isort: skip
+
+import torch  # noqa: E402
+import yaml  # noqa: E402
+from PIL import Image, ImageDraw, ImageFont  # noqa: E402
+from torch import Tensor  # noqa: E402
 
 from cogvideox.data.reading import UnreadableVideo, read_frames, usable_span  # noqa: E402
 from cogvideox.data.scaling import to_clip  # noqa: E402

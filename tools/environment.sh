@@ -106,6 +106,10 @@ install_requirements() { # FILE
         --no-compile --prefer-binary --progress-bar off -c "$project_dir/constraints.txt" -r "$file" 2>&1 9>&- |
         tee "$log" | show_progress "$started"; then
         say "$(grep -iE '^ *(error|fatal)' "$log" | tail -n 3)"
+        if grep -qiE 'name resolution|getaddrinfo|connection (refused|timed out|error)|network is unreachable|max retries' "$log"; then
+            say "The package index could not be reached: is there a network, or a proxy to set (HTTPS_PROXY)? Without one,"
+            say "install requirements.txt where there is, from wheels, and activate that environment."
+        fi
         fail 1 "installing $(basename "$file") failed: see $log; run the same command again once the cause is gone"
     fi
     wanted "$project_dir/requirements.txt" >"$(stamp_of requirements.txt)"

@@ -26,6 +26,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+import cogvideox  # noqa: E402, F401  (ends here if packages are missing)  # isort: skip
+
 from tqdm import tqdm  # noqa: E402
 
 from cogvideox.checkpoint.published import MODELS, Published  # noqa: E402

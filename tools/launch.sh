@@ -31,7 +31,8 @@ environment variables
                   which is made on the first run
   DRY_RUN=1       print the command and run nothing
 $3
-The seed is random, the same for all ranks and never 0, unless --seed or a config file sets it.
+The seed is random, the same for all ranks and never 0, unless --seed or a config file sets it. A run that is resumed
+keeps its own.
 EOF
 }
 
@@ -81,11 +82,11 @@ locate_config() { # FILE: as given where it exists, else the project's own file 
     fi
 }
 
-has_seed() { # asked for by flag, by override, or by a `seed:` in a given file, which the flag would override
+has_seed() { # asked for by flag, by override, by a `seed:` in a given file, or by the run that is resumed
     local flag
     [ -z "$SEED" ] || return 0
     for flag in ${FLAGS[@]+"${FLAGS[@]}"}; do
-        [[ "$flag" != args.seed=* && "$flag" != --base* ]] || return 0
+        [[ "$flag" != args.seed=* && "$flag" != --base* && "$flag" != --resume* ]] || return 0
     done
     grep -qsE '^[[:space:]]+seed[[:space:]]*:[[:space:]]*[0-9]' ${CONFIGS[@]+"${CONFIGS[@]}"}
 }

@@ -21,12 +21,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-import yaml
-from torch import Tensor
-
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
+
+import cogvideox  # noqa: E402, F401  (ends here if packages are missing)  # isort: skip
+
+import torch  # noqa: E402
+import yaml  # noqa: E402
+from torch import Tensor  # noqa: E402
 
 from cogvideox.checkpoint.fingerprint import EMA, RAW, LiveModel  # noqa: E402
 from cogvideox.checkpoint.fixed_noise import fixed_forward, why_not_fixed  # noqa: E402

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,6 +58,13 @@ def choose_checkpoint(path: Path, iteration: int | None = None) -> Checkpoint:
     if not (path / name / MODEL_FILE).is_file():
         raise UserError(f"{latest} names {name!r}, but {path / name / MODEL_FILE} is not there: {_listed(path)}")
     return _sat(path / name)
+
+
+def newest_run(save: Path, experiment_name: str) -> Path | None:
+    """The run of this name in `save` whose checkpoint is the newest, if there is any."""
+    pointers = [path / "latest" for path in save.glob(f"{glob.escape(experiment_name)}-*")] if save.is_dir() else []
+    pointers = [path for path in pointers if path.is_file()]
+    return max(pointers, key=lambda path: path.stat().st_mtime).parent if pointers else None
 
 
 def ema_file_of(checkpoint: Checkpoint) -> Path:

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from cogvideox.checkpoint.adapters import peft_scale
+from cogvideox.checkpoint.first_bytes import fault_of_file
 from cogvideox.checkpoint.lora_names import is_peft, scaled_b
 from cogvideox.errors import UserError
 
@@ -108,6 +109,7 @@ def _read_shards(index: Path) -> dict[str, Tensor]:
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
     """The file's tensors, adapters as `_counting_as_one`."""
+    _refuse_other_files(path)
     try:
         state = load_file(path)
     except (SafetensorError, OSError) as error:
@@ -133,16 +135,26 @@ def read_metadata(path: Path) -> dict[str, str]:
 
 
 def _read_torch(path: Path) -> dict[str, Tensor]:
+    _refuse_other_files(path)
     try:
         # The format before torch 1.6, no zip archive, cannot be mapped into memory.
         content = torch.load(path, map_location="cpu", mmap=zipfile.is_zipfile(path), weights_only=True)
     except pickle.UnpicklingError as error:
         raise UserError(_needs_code(path, error)) from error
-    except (RuntimeError, OSError, EOFError, ValueError) as error:
+    except Exception as error:  # a damaged file leads torch's reader anywhere
         raise UserError(
             f"{path}: not a readable torch file ({_first_line(error)}); copy or download it again"
         ) from error
     return _counting_as_one(_tensors(content, path), path)
+
+
+def _refuse_other_files(path: Path) -> None:
+    try:
+        fault = fault_of_file(path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+    if fault:
+        raise UserError(f"{path} {fault}. Get the file itself (`git lfs pull`, `hf download`, tools/fetch_weights.py)")
 
 
 def _needs_code(path: Path, error: Exception) -> str:

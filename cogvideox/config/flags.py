@@ -16,7 +16,10 @@ MOST_SEED = 2**63 - 1  # of torch's generators
 
 @dataclass(frozen=True)
 class Flag:
-    """`--name`; `only_flag`: not a key of YAML's `args:`. `minimum`: the least value that makes sense."""
+    """`--name`; `only_flag`: not a key of YAML's `args:`. `minimum`, `maximum`: the bounds of what makes sense.
+
+    `never`: what to do in place of an interval of 0.
+    """
 
     name: str
     annotation: Any
@@ -24,10 +27,20 @@ class Flag:
     help: str
     minimum: float | None = None
     only_flag: bool = False
+    maximum: float | None = None
+    never: str = ""
 
     @property
     def key(self) -> str:
         return self.name.replace("-", "_")
+
+    def remedy_of(self, value: float) -> str | None:
+        """What to give instead of a number that makes no sense here; None for one that does."""
+        if self.minimum is not None and value < self.minimum:
+            return f"give at least {self.minimum:g}" + (f", or {self.never}" if self.never else "")
+        if self.maximum is not None and value > self.maximum:
+            return f"give at most {self.maximum}"
+        return None
 
 
 _BASE = [
@@ -64,8 +77,8 @@ _TRAIN = [
     Flag("batch-size", int, 4, "clips per rank and micro-step", 1),
     Flag("lr", float, 1e-4, "learning rate after warmup", 0.0),
     Flag("mode", Literal["pretrain", "finetune", "inference"], "pretrain", "pretrain: from scratch or going on with "
-         "--load; finetune: weights from --load, iteration 0; inference: no training"),
-    Flag("seed", int, 1234, "seed of everything random, the same on all ranks", 1),
+         "--load; finetune: weights from --load, iteration 0; inference: is sample_video.py's"),
+    Flag("seed", int, 1234, "seed of everything random, the same on all ranks", 1, maximum=MOST_SEED),
     Flag("zero-stage", Literal[0, 1, 2, 3], 0, "DeepSpeed ZeRO stage: what the ranks share out instead of copying"),
     Flag("checkpoint-activations", bool, False, "recompute activations in the backward pass to save memory; a file's "
          "transformer_args win over its args"),
@@ -81,13 +94,14 @@ _TRAIN = [
     Flag("save-args", bool, False, "write the arguments to a file beside the logs"),
     Flag("lr-decay-iters", int | None, None, "iterations until the learning rate has decayed; all if not given"),
     Flag("lr-decay-style", Literal["constant", "linear", "cosine", "exponential"], "linear", "how it decays"),
-    Flag("lr-decay-ratio", float, 0.1, "learning rate at the end, as a fraction of --lr", 0.0),
-    Flag("warmup", float, 0.01, "fraction of all iterations over which the learning rate rises from 0", 0.0),
+    Flag("lr-decay-ratio", float, 0.1, "learning rate at the end, as a fraction of --lr", 0.0, maximum=1),
+    Flag("warmup", float, 0.01, "fraction of all iterations over which the learning rate rises from 0", 0.0, maximum=1),
     Flag("weight-decay", float, 0.01, "AdamW's weight decay", 0.0),
     Flag("save", str | None, None, "folder that holds runs: each makes its own folder there"),
     Flag("load", str | None, None, "weights to start from: a SAT folder, a diffusers folder or a weight file"),
     Flag("force-train", bool, False, "train even if weights are missing from --load (as LoRA's are at first)"),
-    Flag("save-interval", int, 5000, "iterations between two checkpoints", 1),
+    Flag("save-interval", int, 5000, "iterations between two checkpoints", 1,
+         never="as many as --train-iters for one checkpoint, at the end"),
     Flag("no-save-rng", bool, False, "leave the random state out of checkpoints"),
     Flag("no-load-rng", bool, False, "do not restore the random state from a checkpoint"),
     Flag("resume-dataloader", bool, False, "go on in the data where the checkpoint stopped"),
@@ -101,7 +115,14 @@ _TRAIN = [
 _EVALUATION = [
     Flag("eval-batch-size", int | None, None, "clips per rank in evaluation; --batch-size if not given", 1),
     Flag("eval-iters", int, 100, "batches per evaluation", 1),
-    Flag("eval-interval", int | None, None, "iterations between two evaluations", 1),
+    Flag(
+        "eval-interval",
+        int | None,
+        None,
+        "iterations between two evaluations",
+        1,
+        never="leave it out (`args.eval_interval=null`) for none",
+    ),
     Flag("strict-eval", bool, False, "evaluate each sample of the evaluation data exactly once"),
 ]
 

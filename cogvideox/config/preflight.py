@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from cogvideox.checkpoint.choosing import MODEL_FILES
+from cogvideox.checkpoint.first_bytes import fault_of_file
 from cogvideox.config.report import Problem
+from cogvideox.config.resumed import AUTO
 from cogvideox.config.settings import Settings, leaves
 from cogvideox.config.static_signature import REPOSITORY
 
@@ -16,7 +18,6 @@ WEIGHT_SUFFIXES = (".safetensors", ".pt", ".ckpt", ".pth", ".bin")
 FOLDER_FILES = ("*.safetensors.index.json", "*.safetensors", MODEL_FILES, "3d-vae.pt", "diffusion_pytorch_model*.bin")
 FOLDER_DATASETS = ("data_video.SFTDataset",)
 STREAMS = (True, "custom")
-AUTO = "auto"
 # The same for all models; in this repository it has the fewest bytes. The T5 embedder names this command too.
 FETCH_TEXT_ENCODER = (
     'hf download zai-org/CogVideoX-2b --include "text_encoder/*" --include "tokenizer/*" --local-dir "{folder}"'
@@ -28,8 +29,7 @@ def check_paths(settings: Settings) -> list[Problem]:
     problems = [*_data(settings), *_weights_to_load(settings), *_run_to_resume(settings), *_save(settings)]
     for key, value in leaves(settings.get("model") or {}, "model"):
         name = key.rpartition(".")[2]
-        if isinstance(value, str) and name == "ckpt_path" and not Path(value).exists():
-            what = f"there is no weight file {value}{_from_here(value)}"
+        if isinstance(value, str) and name == "ckpt_path" and (what := _fault_of_path(Path(value))):
             problems.append(Problem(settings.source(key), key, what, _fetch(settings, value)))
         elif isinstance(value, str) and name == "model_dir" and not _is_text_encoder(value):
             what = f"there is no text encoder folder {value}{_from_here(value)}"
@@ -58,6 +58,19 @@ def check_world(settings: Settings, world_size: int) -> list[Problem]:
         remedy = "use `--zero-stage 2` with it, or ZeRO 3 with `--model-parallel-size 1`"
         problems.append(Problem(where, key, what, remedy))
     return problems
+
+
+def check_mode(settings: Settings) -> Iterator[Problem]:
+    """Whether training is what is asked for, and has weights to start from where it needs some."""
+    mode, key = settings.get("args.mode"), "args.mode"
+    if mode == "inference":
+        what = "is inference, but train_video.py only trains"
+        remedy = "draw videos with `python sample_video.py --base MODEL.yaml --prompt TEXT`, or set it to finetune"
+        yield Problem(settings.source(key), key, what, remedy)
+    if mode == "finetune" and not settings.get("args.load"):
+        what = "is finetune, but no weights are named to start from"
+        remedy = "add `--load WEIGHTS`; to train from scratch, `--mode pretrain`"
+        yield Problem(settings.source(key), key, what, remedy)
 
 
 def _data(settings: Settings) -> Iterator[Problem]:
@@ -97,17 +110,31 @@ def _weights_to_load(settings: Settings) -> Iterator[Problem]:
     load = settings.get("args.load")
     if not isinstance(load, str):
         return
-    path = Path(load)
-    what = None
-    if not path.exists():
-        what = f"there is no {load}{_from_here(load)}"
-    elif path.is_file() and path.suffix not in WEIGHT_SUFFIXES:
-        what = f"{load} is not a weight file ({', '.join(WEIGHT_SUFFIXES)})"
-    elif path.is_dir():
-        what = _fault_of_weights(path)
-    if what:
-        remedy = _fetch(settings, load) + "; or start from scratch with `args.load=null`"
+    if what := _fault_of_path(Path(load)):
+        remedy = _fetch(settings, load) + "; or start from scratch with `args.load=null --mode pretrain`"
         yield Problem(settings.source("args.load"), "args.load", what, remedy)
+
+
+def _fault_of_path(path: Path) -> str | None:
+    """Why there are no weights to read at `path`, as far as names and first bytes tell."""
+    if not path.exists():
+        return f"there is no {path}{_from_here(str(path))}"
+    if path.is_dir():
+        return _fault_of_weights(path)
+    if path.suffix not in WEIGHT_SUFFIXES:
+        return f"{path} is not a weight file ({', '.join(WEIGHT_SUFFIXES)})"
+    return _fault_of_files([path])
+
+
+def _fault_of_files(files: Iterable[Path]) -> str | None:
+    for path in files:
+        try:
+            fault = fault_of_file(path)
+        except OSError as error:
+            return f"{path} cannot be read ({error.strerror})"
+        if fault:
+            return f"{path} {fault}"
+    return None
 
 
 def _fault_of_weights(folder: Path) -> str | None:
@@ -117,7 +144,8 @@ def _fault_of_weights(folder: Path) -> str | None:
     for pattern in FOLDER_FILES:
         files = sorted(folder.glob(pattern))
         if len(files) == 1 or files and pattern == MODEL_FILES:  # one for each model parallel rank
-            return None
+            shards = files if not pattern.endswith(".json") else sorted(folder.glob("*.safetensors"))
+            return _fault_of_files(shards)
         if files and not pattern.endswith(".json"):
             return f"the folder {folder} holds {len(files)} weight files and no index of them: name one ({files[0]}, …)"
     what = f"the folder {folder} has neither `latest` (SAT) nor a .safetensors file or its index (diffusers)"
@@ -131,8 +159,8 @@ def _fault_of_latest(folder: Path) -> str | None:
     if not latest.is_file():
         return f"{folder} has no `latest`, so no whole checkpoint"
     named = latest.read_text(encoding="utf-8", errors="replace").strip()
-    if any((folder / named).glob(MODEL_FILES)):
-        return None
+    if files := sorted((folder / named).glob(MODEL_FILES)):
+        return _fault_of_files(files)
     return f"{latest} names {named!r}, but {folder / named}/mp_rank_00_model_states.pt is not there"
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from cogvideox.checkpoint.choosing import Checkpoint, choose_checkpoint, ema_file_of
 from cogvideox.config.command_line import CommandLine
 from cogvideox.config.fitting import Misfit, fit
-from cogvideox.config.flags import MOST_SEED, YAML_KEYS
+from cogvideox.config.flags import YAML_KEYS
 from cogvideox.config.nearest import did_you_mean
 from cogvideox.config.report import Problem
 from cogvideox.config.sampling_flags import SAMPLING_KEYS
@@ -42,10 +42,8 @@ def check_arguments(settings: Settings) -> list[Problem]:
         except Misfit as wanted:
             problems.append(Problem(settings.source(key), key, f"is {value!r}", f"give {wanted}"))
             continue
-        if flag.minimum is not None and isinstance(fitted, (int, float)) and fitted < flag.minimum:
-            problems.append(Problem(settings.source(key), key, f"is {value}", f"give at least {flag.minimum:g}"))
-        if name == "seed" and fitted > MOST_SEED:
-            problems.append(Problem(settings.source(key), key, f"is {value}", f"give at most {MOST_SEED}"))
+        if isinstance(fitted, (int, float)) and (remedy := flag.remedy_of(fitted)):
+            problems.append(Problem(settings.source(key), key, f"is {value}", remedy))
     size = section.get("sampling_image_size")
     if isinstance(size, list) and len(size) != 2:
         key = "args.sampling_image_size"

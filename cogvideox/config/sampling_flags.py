@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from cogvideox.config.flags import Flag
+from cogvideox.config.flags import MOST_SEED, Flag
 
 Precision = Literal["fp32", "fp16", "bf16"]
 # `--sampler` → the class that draws.
@@ -45,7 +45,7 @@ _CLIP = [
     Flag("height", int | None, None, "in pixels, a multiple of 16; as --frames if not given", 16),
     Flag("width", int | None, None, "in pixels, a multiple of 16; as --frames if not given", 16),
     Flag("fps", int | None, None, "frames per second of the written mp4; as --frames if not given", 1),
-    Flag("seed", int, 1234, "with a prompt's and a sample's number it decides all noise of a clip", 0),
+    Flag("seed", int, 1234, "with a prompt's and a sample's number it decides all noise", 0, maximum=MOST_SEED),
     Flag("num-samples", int, 1, "clips a prompt", 1),
     Flag("num-steps", int | None, None, "sampling steps; sampler_config's if not given", 2),
     Flag("guidance-scale", float | None, None, "guider_config's scale if not given; 1 is no guidance", 0.0),

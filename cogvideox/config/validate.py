@@ -7,7 +7,7 @@ from typing import Any
 
 from cogvideox.config.binding import Signature, bind, signature_of
 from cogvideox.config.fitting import Misfit, fit
-from cogvideox.config.flags import MOST_SEED, YAML_KEYS
+from cogvideox.config.flags import YAML_KEYS
 from cogvideox.config.inert import INERT_MODEL_KEYS, INERT_TRANSFORMER_ARGS, INERT_WITHOUT_IMAGES, mark_as_said
 from cogvideox.config.nearest import did_you_mean
 from cogvideox.config.preflight import FOLDER_DATASETS
@@ -84,12 +84,9 @@ class Validator:
     def _args(self, section: Mapping[str, Any]) -> None:
         self._table("args", section, {key: flag.annotation for key, flag in YAML_KEYS.items()})
         for name, value in section.items():
-            least = YAML_KEYS[name].minimum if name in YAML_KEYS else None
-            is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-            if least is not None and is_number and value < least:
-                self._add(f"args.{name}", f"is {value}", f"give at least {least:g}")
-            if name == "seed" and is_number and value > MOST_SEED:
-                self._add("args.seed", f"is {value}", f"give at most {MOST_SEED}")
+            flag, is_number = YAML_KEYS.get(name), isinstance(value, (int, float)) and not isinstance(value, bool)
+            if flag is not None and is_number and (remedy := flag.remedy_of(value)):
+                self._add(f"args.{name}", f"is {value}", remedy)
 
     def _model(self, section: Mapping[str, Any]) -> None:
         for name in [each for each in section if each in INERT_MODEL_KEYS]:

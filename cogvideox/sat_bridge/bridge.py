@@ -9,8 +9,12 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
+import torch
+
+from cogvideox.errors import UserError
 from cogvideox.sat_bridge import importing  # noqa: F401  (makes `import sat` work)
 from cogvideox.sat_bridge.building import get_model, load_checkpoint
 from cogvideox.sat_bridge.learning_rate import get_learning_rate_scheduler
@@ -26,7 +30,7 @@ def bent(args: argparse.Namespace) -> Iterator[Run]:
     """Make the run's folder and let SAT's training loop use our functions inside the block.
 
     Raises:
-        UserError: the run's folder cannot be made.
+        UserError: the run's folder cannot be made, or a GPU's memory is too small.
     """
     folder = make_run_folder(args)
     run = Run(args, folder)
@@ -37,11 +41,24 @@ def bent(args: argparse.Namespace) -> Iterator[Run]:
         setattr(deepspeed_training, name, ours)
     try:
         yield run
+    except torch.OutOfMemoryError as error:
+        raise UserError(out_of_memory(error, args)) from error
     finally:
         for name, theirs in before.items():
             setattr(deepspeed_training, name, theirs)
         run.close()
         remove_if_empty(folder)
+
+
+def out_of_memory(error: Exception, args: argparse.Namespace) -> str:
+    """What to say where a GPU's memory is too small: how much was missing, what to change, how to go on."""
+    reason = (str(error).strip().splitlines() or ["out of memory"])[0].partition(". GPU")[0]
+    saved = Path(args.save) / "latest"
+    going_on = f"; go on from the last checkpoint with --resume {args.save}" if saved.is_file() else ""
+    return (
+        f"out of GPU memory at iteration {getattr(args, 'iteration', 0)} ({reason}). What helps: a smaller batch, "
+        f"checkpoint_activations, LoRA, a higher --zero-stage, fewer frames; see docs/memory.md{going_on}"
+    )
 
 
 def _replacements(run: Run) -> dict[str, Callable[..., Any]]:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import argparse
 import logging
+import math
 from pathlib import Path
 from typing import Any
 
 from cogvideox.parallel import current
 from cogvideox.platform import device_name
 from cogvideox.sat_bridge.recorder import Recorder
+from cogvideox.telemetry import report
 from cogvideox.telemetry.phases import phases
 from cogvideox.telemetry.progress import evaluation_line, training_line
-from cogvideox.telemetry.report import write_report
 from cogvideox.telemetry.sinks import Logger, NullLogger, RunLogger, WandbSettings
 from cogvideox.telemetry.throughput import ForwardFlops, Throughput, peak_flops, training_flops, transformer_flops
 
@@ -46,6 +47,22 @@ class Reporter:
         peak = peak_flops(device_name(), model.dtype)
         self._model = model
         self._throughput = Throughput(peak, data_ranks=groups.data.size, model_ranks=groups.model.size)
+
+    def opening(self, samples: int) -> None:
+        """What is about to run, in two lines; `samples` is the clips of an epoch."""
+        args, groups = self.args, current()
+        precision = "fp16" if args.fp16 else "bf16" if args.bf16 else "fp32"
+        where = f"{groups.world.size} × {device_name()}"
+        self.say(f"run {self.folder} | {where} | {precision} | ZeRO {args.zero_stage} | seed {args.seed}")
+        factors = (args.batch_size, args.gradient_accumulation_steps, groups.data.size)
+        step = math.prod(factors)
+        batch, accumulation, ranks = factors
+        self.say(
+            f"{samples} clips | {step} a step: batch {batch} × accumulation {accumulation} × {ranks} data ranks | "
+            f"{args.train_iters} iterations, each clip {args.train_iters * step / samples:.1f} times"
+        )
+        if args.iteration >= args.train_iters:
+            self.say(f"nothing is left to train: iteration {args.iteration} of {args.train_iters} (--train-iters)")
 
     def say(self, text: str) -> None:
         """A line in rank 0's log."""
@@ -96,9 +113,15 @@ class Reporter:
     def close(self) -> None:
         """Close the sinks and write the report of a run that has logged anything."""
         self._logger.close()
+        self.write_report()
         if self._has_content and current().world.rank == 0:
-            try:
-                write_report(self.folder)
-            except OSError as error:
-                logger.warning("no report.html: %s", error)
             logger.info("the run is in %s", self.folder)
+
+    def write_report(self) -> None:
+        """The report as of now, of a run that has logged anything."""
+        if not self._has_content or current().world.rank != 0:
+            return
+        try:
+            report.write_report(self.folder)
+        except OSError as error:
+            logger.warning("no report.html: %s", error)

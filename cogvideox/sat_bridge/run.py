@@ -14,6 +14,7 @@ import torch
 
 from cogvideox.checkpoint.resuming import resume_engine
 from cogvideox.checkpoint.saving import save_checkpoint
+from cogvideox.errors import UserError
 from cogvideox.parallel import current
 from cogvideox.platform import reset_peak_memory
 from cogvideox.sat_bridge import building, loaders, training
@@ -55,6 +56,10 @@ class Run:
         engine, optimizer = building.setup_model_untrainable_params_and_optimizer(args, model)
         if args.resume:
             state = resume_engine(engine, Path(args.resume))
+            if state["seed"] != args.seed:
+                raise UserError(
+                    f"{args.resume} was trained with seed {state['seed']}: resume with --seed {state['seed']}"
+                )
             args.iteration = self._saved_at = state["iteration"]
             self.recorder.skipped_batches = state["skipped_batches"]
             self._random_state = state["random_states"][current().world.rank]
@@ -65,6 +70,8 @@ class Run:
         """SAT's `train`, with each rank's own draws; `--exit-interval` ends it like its last iteration."""
         reset_peak_memory()
         self.reporter.describe_model(engine.module)
+        assert self.train_data is not None
+        self.reporter.opening(len(self.train_data.dataset))  # type: ignore[arg-type]
         skipped = self.recorder.skipped_batches
         with training.prepared_for_training(self.args, self.train_data, skipped, self._random_state):
             try:
@@ -130,7 +137,8 @@ class Run:
         with self._not_training_time():
             batches = len(loader) if args.strict_eval else eval_iters
             values = training.evaluate(loader, engine, batches, args, timers, hooks["forward_step_eval"])
-        self.reporter.evaluation(step if step is not None else args.iteration, values, split, prefix)
+            self.reporter.evaluation(step if step is not None else args.iteration, values, split, prefix)
+            self.reporter.write_report()
         return values["loss"]
 
     def save_checkpoint(
@@ -162,6 +170,7 @@ class Run:
                 averages=isinstance(engine.basic_optimizer, EmaAdamW),
                 gate=self._gate,
             )
+            self.reporter.write_report()
             self.reporter.say(f"saved {final} in {time.perf_counter() - began:.1f} s")
         self._saved_at = iteration
 

@@ -7,14 +7,14 @@ one minute overwrite each other.
 from __future__ import annotations
 
 import argparse
-import glob
 from datetime import datetime
 from pathlib import Path
 
+from cogvideox.checkpoint.choosing import newest_run
+from cogvideox.config.resumed import AUTO, DEFAULT_SAVE
 from cogvideox.errors import UserError
 from cogvideox.parallel import current
 
-DEFAULT_SAVE = "runs"
 TIME_FORMAT = "%m-%d-%H-%M"
 
 
@@ -35,7 +35,7 @@ def make_run_folder(args: argparse.Namespace) -> Path:
 
 def _choose(args: argparse.Namespace) -> tuple[Path, str | None]:
     save = Path(args.save)
-    resumed = newest_run(save, args.experiment_name) if args.resume == "auto" else args.resume and Path(args.resume)
+    resumed = newest_run(save, args.experiment_name) if args.resume == AUTO else args.resume and Path(args.resume)
     if resumed:
         if not (resumed / "latest").is_file():
             raise UserError(f"{resumed} holds no checkpoint to resume: there is no file `latest` in it (--resume)")
@@ -46,13 +46,6 @@ def _choose(args: argparse.Namespace) -> tuple[Path, str | None]:
         raise UserError(
             f"cannot make a run's folder in save {args.save!r}: {error.strerror} (args.save, --save)"
         ) from error
-
-
-def newest_run(save: Path, experiment_name: str) -> Path | None:
-    """The run of this name in `save` whose checkpoint is the newest, if there is any."""
-    pointers = [path / "latest" for path in save.glob(f"{glob.escape(experiment_name)}-*")] if save.is_dir() else []
-    pointers = [path for path in pointers if path.is_file()]
-    return max(pointers, key=lambda path: path.stat().st_mtime).parent if pointers else None
 
 
 def _make_new(save: Path, name: str) -> Path:

@@ -27,11 +27,11 @@ def one_process(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def place(tmp_path: Path) -> Path:
-    """A folder with everything that the preflight looks for; the files are empty."""
+    """A folder with everything that the preflight looks for; of the files it has no more than their beginning."""
     for folder in ("clips/videos", "t5", "weights/1"):
         (tmp_path / folder).mkdir(parents=True)
     for file in ("clips/videos/a.mp4", "3d-vae.pt", "weights/1/mp_rank_00_model_states.pt"):
-        (tmp_path / file).touch()
+        (tmp_path / file).write_bytes(b"PK\x03\x04")
     (tmp_path / "weights/latest").write_text("1")
     return tmp_path
 

@@ -126,7 +126,7 @@ def test_a_reference_style_config_is_taken_as_it_is(tmp_path: Path, monkeypatch:
     for folder in ("clips/videos", "t5-v1_1-xxl", "transformer/1000"):
         (tmp_path / folder).mkdir(parents=True)
     for file in ("clips/videos/a.mp4", "3d-vae.pt", "transformer/1000/mp_rank_00_model_states.pt"):
-        (tmp_path / file).touch()
+        (tmp_path / file).write_bytes(b"PK\x03\x04")
     (tmp_path / "transformer/latest").write_text("1000\n")
     monkeypatch.chdir(tmp_path)
     args = get_args(["--base", *(str(ROOT / f"tests/config/old_{name}.yaml") for name in ("model", "task"))])

@@ -41,6 +41,11 @@ def message(call: Callable[[], object]) -> str:
         (("--seed", "9" * 23), ["--seed " + "9" * 23, "at most 9223372036854775807"]),
         (("--batch-size", "0"), ["--batch-size 0", "at least 1"]),
         (("--mode", "fintune"), ["--mode fintune", "'finetune'"]),
+        (("--mode", "inference"), ["--mode inference", "only trains", "sample_video.py"]),
+        (("--mode", "finetune"), ["--mode finetune", "`--load WEIGHTS`", "`--mode pretrain`"]),
+        (("--warmup", "100"), ["--warmup 100", "at most 1"]),
+        (("--eval-interval", "0"), ["at least 1", "args.eval_interval=null"]),
+        (("--save-interval", "0"), ["at least 1", "as many as --train-iters"]),
         (("--epochs", "3", "--train-iters", "5"), ["args.train_iters", "--epochs 3", "args.train_iters=null"]),
         (("--fp16", "--bf16"), ["--fp16 true", "--bf16 true", "turn one off"]),
         (("modle.x=1",), ["modle", "did you mean `model`"]),
@@ -73,7 +78,7 @@ def message(call: Callable[[], object]) -> str:
         (("--profiling", "-2"), ["--profiling -2", "at least -1"]),
         (("--train-data", "/nowhere"), ["no folder /nowhere", "--train-data"]),
         (("args.train_data=null",), ["--train-data DIR"]),
-        ((f"{VAE}=/nowhere.pt",), ["no weight file /nowhere.pt", "ckpt_path"]),
+        ((f"{VAE}=/nowhere.pt",), ["no /nowhere.pt", "ckpt_path"]),
         ((f"{T5}=/nowhere",), ["no text encoder folder /nowhere"]),
         (("--load", "/nowhere"), ["no /nowhere", "args.load=null"]),
         (("--train-data-weights", "1", "2"), ["2 weights for 1 folders"]),
@@ -116,6 +121,13 @@ def test_a_folder_without_clips_and_a_place_that_is_none(run: Run, place: Path) 
     (place / "weights/latest").write_text("2")
     for flag in ("--load", "--resume"):
         assert "names '2'" in message(lambda flag=flag: run(flag, f"{place}/weights"))  # type: ignore[misc]
+
+
+def test_what_a_download_left_in_a_weights_place_is_named_at_once(run: Run, place: Path) -> None:
+    (place / "vae.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
+    (place / "weights/1/mp_rank_00_model_states.pt").write_text("<!DOCTYPE html>")
+    text = message(lambda: run("--load", f"{place}/weights", f"{VAE}={place}/vae.safetensors"))
+    assert "is a Git LFS pointer" in text and "is a web page" in text and "tools/fetch_weights.py" in text
 
 
 def test_model_parallel_ranks_divide_the_world(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -58,8 +58,11 @@ def test_a_folder_of_weights_is_accepted_exactly_if_the_reader_reads_it(tmp_path
 
 
 def test_the_transformer_inside_a_diffusers_folder_is_named(run: Run, place: Path) -> None:
+    import torch
+    from safetensors.torch import save_file
+
     (place / "whole/transformer").mkdir(parents=True)
-    (place / f"whole/transformer/{SHARD}").touch()
+    save_file({"w": torch.zeros(1)}, place / f"whole/transformer/{SHARD}")
     with pytest.raises(UserError, match=f"{place}/whole/transformer may be meant"):
         run("--load", f"{place}/whole")
     assert run("--load", f"{place}/whole/transformer").load == f"{place}/whole/transformer"
