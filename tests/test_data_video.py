@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import argparse
 import itertools
 import logging
 import os
 import pickle
+import threading
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader
 
+from cogvideox.data import clips
+from cogvideox.data.mixture import REPLACED
+from cogvideox.data.order import Draw
 from cogvideox.errors import UserError
 from data_video import SFTDataset
 from tests.data.painted import even_times, numbers_in, write_painted
@@ -137,20 +144,104 @@ def damage(path: Path) -> None:
     path.write_bytes(content[:start] + bytes(end - start) + content[end:])
 
 
-def test_files_that_break_later_are_replaced_by_the_next(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Identity: the sample of a broken file is that of the next good one, in any order of asking; one line per file."""
+def test_files_that_break_later_are_replaced_by_the_next(tmp_path: Path) -> None:
+    """Identity: the sample of a broken file is that of the next good one, in any order of asking, and says so."""
     for name in "abcde":
         add_clip(tmp_path, name)
     dataset = SFTDataset(str(tmp_path), SIZE, fps=8, max_num_frames=9)
     damage(tmp_path / "videos/b.mp4")
     (tmp_path / "videos/e.mp4").unlink()
-    with caplog.at_level(logging.WARNING):
-        order = [dataset[index]["txt"][-1] for index in range(5)] + [dataset[4]["txt"][-1]]
-    assert order == ["a", "c", "c", "d", "a", "a"]
-    assert len([record for record in caplog.records if "takes its place" in record.message]) == 2
-    (tmp_path / "videos/c.mp4").unlink()
-    with pytest.raises(UserError, match=r"more than half of the 5 clips(.|\n)*c\.mp4"):
+    samples = [dataset[index] for index in (0, 1, 2, 3, 4, 4)]
+    assert [sample["txt"][-1] for sample in samples] == ["a", "c", "c", "d", "a", "a"]
+    replaced = [[(name, kind) for name, kind, _ in sample.get(REPLACED, ())] for sample in samples]
+    bad = {name: [(f"videos/{name}.mp4", "do not decode")] for name in "be"}
+    assert replaced == [[], bad["b"], [], [], bad["e"], bad["e"]]
+    for name in "acd":
+        (tmp_path / f"videos/{name}.mp4").unlink()
+    with pytest.raises(UserError, match=r"no clip of 9 frames at 64×96(.|\n)*c\.mp4"):
         dataset[2]
+
+
+def test_a_file_that_gives_no_answer_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Golden value: a reader that never returns counts as a file that does not decode."""
+    for name in "ab":
+        add_clip(tmp_path, name)
+    dataset = SFTDataset(str(tmp_path), SIZE, fps=8, max_num_frames=9, read_timeout_s=0.2)
+    read, hang = clips.read_frames, threading.Event()
+
+    def reader(path: Path, *args: Any) -> np.ndarray:
+        return read(path, *args) if path.stem == "b" else np.zeros(hang.wait(60))
+
+    monkeypatch.setattr(clips, "read_frames", reader)
+    sample = dataset[0]
+    hang.set()
+    assert sample["txt"] == "caption b" and "within 0.2 s" in sample[REPLACED][0][2]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_random_windows_crops_and_mirrors_are_parts_of_the_clip(tmp_path: Path, seed: int) -> None:
+    """Identity: what is drawn lies in the clip, is the same for the same draw, and differs between draws."""
+    write_painted(tmp_path / "videos/a.mp4", even_times(16, 60), size=(64, 192))
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "labels/a.txt").write_text("wide")
+    options = {"window": "random", "crop": "random", "flip_probability": 0.5, "skip_frms_num": 0}
+    dataset = SFTDataset(str(tmp_path), (64, 96), fps=8, max_num_frames=9, **options)
+    draws = [Draw(0, epoch, seed) for epoch in range(8)]
+    samples = [dataset.sample(0, draw.rng())["mp4"] for draw in draws]
+    again = dataset.sample(0, draws[3].rng())["mp4"]
+    assert torch.equal(samples[3], again)
+    assert len({sample.numpy().tobytes() for sample in samples}) == 8
+    whole = SFTDataset(str(tmp_path), (64, 192), fps=16, max_num_frames=57, skip_frms_num=0)[0]["mp4"]
+    for sample in samples:
+        parts = [
+            (
+                whole[:, :, :, left : left + 96].unsqueeze(0) - sample[:1, None].flip(-1)
+                if mirrored
+                else whole[:, :, :, left : left + 96].unsqueeze(0) - sample[:1, None]
+            )
+            for mirrored in (False, True)
+            for left in range(0, 97, 2)
+        ]
+        assert min(float(part.abs().mean(dim=(0, 2, 3, 4)).min()) for part in parts) < 0.1
+
+
+def test_buckets_take_the_nearest_aspect_and_length(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Golden values: a wide, an upright and a square clip, a long and a short one; the distribution is logged."""
+    sizes = {"wide": (64, 128), "upright": (128, 64), "square": (64, 64), "short": (64, 128)}
+    for name, size in sizes.items():
+        write_painted(tmp_path / f"videos/{name}.mp4", even_times(16, 20 if name == "short" else 60), size=size)
+        (tmp_path / f"videos/{name}.txt").write_text(name)
+    buckets = [[17, 64, 128], [9, 64, 128], [17, 128, 64], [17, 64, 64]]
+    with caplog.at_level(logging.INFO):
+        dataset = SFTDataset(str(tmp_path), (64, 64), 8, 17, skip_frms_num=0, buckets=buckets)
+    found = {clip.caption: dataset.sizes[clip.bucket] for clip in dataset.clips}
+    assert {name: (size.frames, size.height, size.width) for name, size in found.items()} == {
+        "wide": (17, 64, 128), "short": (9, 64, 128), "upright": (17, 128, 64), "square": (17, 64, 64),
+    }  # fmt: skip
+    for index, clip in enumerate(dataset.clips):
+        size = found[clip.caption]
+        assert dataset[index]["mp4"].shape == (size.frames, 3, size.height, size.width)
+    assert "1 of 9 frames at 64×128" in caplog.text
+
+
+def test_wrong_buckets_are_told_by_their_place(tmp_path: Path) -> None:
+    with pytest.raises(UserError) as caught:
+        SFTDataset(str(tmp_path), SIZE, 8, 9, buckets=[[9, 64, 96], [10, 64, 96], [9, 60, 96], [9, 64]])
+    for part in ("buckets[1] 10", "9 or 13", "buckets[2] [60, 96]", "buckets[3] [9, 64]: give [frames, height, width]"):
+        assert part in str(caught.value)
+
+
+def test_what_is_in_quarantine_is_left_out(tmp_path: Path) -> None:
+    for name in "abc":
+        add_clip(tmp_path, name)
+    listed = tmp_path / "bad.txt"
+    listed.write_text(f"# two of them\nvideos/a.mp4\tis dark\n{tmp_path}/videos/c.mp4\n")
+    params = {"video_size": SIZE, "fps": 8, "max_num_frames": 9}
+    dataset = SFTDataset.create_dataset_function(str(tmp_path), argparse.Namespace(quarantine=str(listed)), **params)
+    assert [clip.caption for clip in dataset.clips] == ["caption b"]
+    assert [each.kind for each in dataset.left_out] == ["in quarantine"] * 2
+    with pytest.raises(UserError, match="--quarantine"):
+        SFTDataset(str(tmp_path), SIZE, 8, 9, quarantine=str(tmp_path / "none.txt"))
 
 
 def test_loader_with_spawned_workers_gives_the_same_batches(tmp_path: Path) -> None:

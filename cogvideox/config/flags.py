@@ -148,6 +148,10 @@ _DEEPSPEED = [
 _OURS = [
     Flag("explain", str | None, None, "print the value of a key and who set it, then stop", only_flag=True),
     Flag("allow-target", list[str], [], "Python modules that `target:` may name besides ours", only_flag=True),
+    Flag("quarantine", str | None, None, "file with names of clips, one a line, that are not to be trained on, as "
+         "tools/check_data.py writes it"),
+    Flag("max-bad-fraction", float, 0.5, "share of the clips that may fail to decode in training before it ends", 0.0,
+         maximum=1),
     Flag("auto-warmup", bool, False, "SAT's warmup: 5 % of the learning rate for 100 iterations, then a jump"),
     Flag("profile-phases", bool, False, "log how long each phase of a step takes"),
     Flag("resume", str | None, None, "folder of a run (or `auto`) to continue exactly; auto: the newest run of this "

@@ -27,7 +27,9 @@ def check_sizes(settings: Settings) -> list[Problem]:
     config = _Config(settings)
     problems = [*_text_length(config), *_learning(config), *_evaluation(config)]
     if config.has_our_network:
-        problems += [*_heads(config), *_ofs(config), *_channels(config), *_picture(config), *_frames(config)]
+        problems += [*_heads(config), *_ofs(config), *_channels(config)]
+        for size in config.clip_sizes:
+            problems += [*_picture(config, size), *_frames(config, size)]
     return [*problems, *_pixels(config), *_ranges(config)]
 
 
@@ -72,6 +74,20 @@ class _Config:
         return 2 ** (len(levels) - 1) if isinstance(levels, list) and levels else SPACE_FACTOR
 
     @property
+    def clip_sizes(self) -> list[_ClipSize]:
+        """What samples measure: the data's one size, or each of its buckets, as far as they are written rightly."""
+        buckets = self.get(f"{DATA}.buckets")
+        if not isinstance(buckets, list):
+            key, frames_key = f"{DATA}.video_size", f"{DATA}.max_num_frames"
+            return [_ClipSize(key, self.get(key), frames_key, self.whole(frames_key))]
+        keys = [f"{DATA}.buckets.{place}" for place in range(len(buckets))]
+        return [
+            _ClipSize(key, each[1:], key, each[0])
+            for key, each in zip(keys, buckets, strict=True)
+            if isinstance(each, list) and len(each) == 3 and all(isinstance(number, int) for number in each)
+        ]
+
+    @property
     def interpolates(self) -> bool:
         """Whether positions beyond the table are asked for."""
         return self.get(f"{POSITIONS}.params.interpolate") is True
@@ -79,6 +95,16 @@ class _Config:
     @property
     def positions_are_learned(self) -> bool:
         return self.get(f"{POSITIONS}.params.learnable_pos_embed") is True
+
+
+@dataclass(frozen=True)
+class _ClipSize:
+    """A sample's [height, width] and its frames, each with the key that says it."""
+
+    key: str
+    picture: Any
+    frames_key: str
+    frames: int | None
 
 
 def _text_length(config: _Config) -> Iterator[Problem]:
@@ -145,10 +171,9 @@ def _channels(config: _Config) -> Iterator[Problem]:
         yield config.problem(key, what, remedy)
 
 
-def _picture(config: _Config) -> Iterator[Problem]:
-    """`video_size` is cut into whole tokens, no more of them than there are positions for."""
-    key = f"{DATA}.video_size"
-    size, patch = config.get(key), config.patch
+def _picture(config: _Config, clip: _ClipSize) -> Iterator[Problem]:
+    """A picture is cut into whole tokens, no more of them than there are positions for."""
+    key, size, patch = clip.key, clip.picture, config.patch
     if patch is None or not (isinstance(size, list) and len(size) == 2 and all(isinstance(n, int) for n in size)):
         return
     units = [config.space_factor * side for side in patch[1:]]
@@ -169,10 +194,10 @@ def _picture(config: _Config) -> Iterator[Problem]:
         yield config.problem(key, what, _within(config, f"at most {limits}", raised))
 
 
-def _frames(config: _Config) -> Iterator[Problem]:
-    """`max_num_frames` is what the VAE takes, and no more than there are positions for."""
-    key, table_key = f"{DATA}.max_num_frames", f"{NETWORK}.num_frames"
-    frames, table, patch = config.whole(key), config.whole(table_key), config.patch
+def _frames(config: _Config, clip: _ClipSize) -> Iterator[Problem]:
+    """As many frames as the VAE takes, and no more than there are positions for."""
+    key, table_key = clip.frames_key, f"{NETWORK}.num_frames"
+    frames, table, patch = clip.frames, config.whole(table_key), config.patch
     factor = config.whole(f"{NETWORK}.time_compressed_rate", TIME_FACTOR) or TIME_FACTOR
     if frames is None or patch is None:
         return

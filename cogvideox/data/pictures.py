@@ -11,6 +11,7 @@ from av.video.frame import VideoFrame
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from cogvideox.data.reading import UnreadableVideo
 from cogvideox.data.scaling import FrameScaler, to_clip
 from cogvideox.errors import UserError
 
@@ -24,14 +25,27 @@ def read_picture(path: Path, size: tuple[int, int]) -> Tensor:
     Raises UserError: missing, or no picture that can be read.
     """
     try:
+        pixels = read_still(path, size)
+    except UnreadableVideo as error:
+        raise UserError(f"the image {path} {error}: give a PNG, JPEG or WebP file") from error
+    return to_clip(pixels[None], 1)[0]  # c h w
+
+
+def read_still(path: Path, size: tuple[int, int] | None = None, place: tuple[float, float] = (0.5, 0.5)) -> np.ndarray:
+    """A picture file, upright → uint8 (H, W, 3); resized to cover `size` and cropped at `place` where it is given.
+
+    Raises UnreadableVideo.
+    """
+    try:
         with Image.open(path) as image:
             pixels = _pixels(ImageOps.exif_transpose(image))
     # Pillow's readers raise any of these for damaged files.
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"the image {path} cannot be read ({reason}): give a PNG, JPEG or WebP file") from error
-    frame = VideoFrame.from_ndarray(pixels, format="rgb24")
-    return to_clip(FrameScaler(size)(frame)[None], 1)[0]  # c h w
+        raise UnreadableVideo(f"cannot be read ({reason})") from error
+    if size is None:
+        return pixels
+    return FrameScaler(size, place=place)(VideoFrame.from_ndarray(pixels, format="rgb24"))
 
 
 def _pixels(image: Image.Image) -> np.ndarray:

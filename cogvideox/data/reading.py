@@ -34,6 +34,15 @@ DECODER_THREADS = 2
 OPEN_TIMEOUT_S = 30.0
 
 
+@dataclass(frozen=True)
+class VideoFacts:
+    """What a file holds: the span to sample from, and the size of its pictures as they are shown (square pixels)."""
+
+    span: UsableSpan
+    height: float
+    width: float
+
+
 class UnreadableVideo(Exception):
     """A file cannot be used as a clip; the text is the reason, short, without the file's name."""
 
@@ -68,34 +77,81 @@ def open_video(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
         raise UnreadableVideo(f"cannot be read as a video ({error.strerror or error})") from error
 
 
-def usable_span(path: Path, skip_frames: int) -> UsableSpan:
-    """Look at a file without decoding: the span left after ignoring `skip_frames` frames at both ends.
+def look_at(path: Path, skip_frames: int, start_s: float | None = None, end_s: float | None = None) -> VideoFacts:
+    """Look at a file without decoding: the span left after ignoring `skip_frames` frames at both ends, of the part
+    between `start_s` and `end_s` (seconds from the first frame; None: the whole).
 
-    Reads the index, and the packets of both ends; all packets where the container has no index (fragmented mp4).
-    Raises UnreadableVideo: not a video, truncated, or no frame left.
+    Reads the index, and the packets of both ends; all packets where the container has no index (fragmented mp4) or a
+    part of it is wanted. Raises UnreadableVideo: not a video, truncated, or no frame left.
     """
+    is_whole = start_s is None and end_s is None
     with open_video(path) as (container, stream):
         index = stream.index_entries
         needed_bytes = max((entry.pos + entry.size for entry in index), default=0)
         if path.stat().st_size < needed_bytes:
             raise UnreadableVideo(f"is truncated ({path.stat().st_size:,} bytes; its index needs {needed_bytes:,})")
-        has_index = 0 < stream.frames == len(index)
+        has_index = is_whole and 0 < stream.frames == len(index)
         head = tail = _first_times(container, stream, skip_frames + 1 if has_index else None)
         if has_index:
             tail = _times_from(container, stream, max(entry.timestamp for entry in index if entry.is_keyframe))
             if len(tail) < skip_frames + 2:
                 head = tail = _times_from(container, stream, index[0].timestamp)
         base = float(_time_base(stream))
+        if not is_whole:
+            head = tail = _between(head, start_s, end_s, base)
         rate = float(stream.average_rate or 0)
+        height, width = _shown_size(stream)
     usable = tail[: len(tail) - skip_frames]
     if len(head) <= skip_frames or not usable or usable[-1] < head[skip_frames]:
         raise UnreadableVideo(f"is too short: no frame is left after skipping {skip_frames} at both ends")
     last_frame_s = (usable[-1] - usable[-2]) * base if len(usable) > 1 else (1 / rate if rate else 0.0)
-    return UsableSpan(head[skip_frames] * base, usable[-1] * base, last_frame_s)
+    return VideoFacts(UsableSpan(head[skip_frames] * base, usable[-1] * base, last_frame_s), height, width)
 
 
-def read_frames(path: Path, start_s: float, fps: float, frame_count: int, size: tuple[int, int]) -> np.ndarray:
-    """The `frame_count` frames nearest to start_s + k / fps, scaled and centre cropped to `size` → uint8 (F, H, W, 3).
+def usable_span(path: Path, skip_frames: int) -> UsableSpan:
+    """As `look_at`: the span alone."""
+    return look_at(path, skip_frames).span
+
+
+def quarter_turns(path: Path) -> int:
+    """By how many quarters a video is turned when it is shown, from its first frame. Raises UnreadableVideo."""
+    with open_video(path) as (container, stream):
+        for frame in container.decode(stream):
+            return round(frame.rotation / 90) % 4
+    raise UnreadableVideo("has no frame that decodes")
+
+
+def _between(ticks: list[int], start_s: float | None, end_s: float | None, base: float) -> list[int]:
+    """The ticks from `start_s` on and before `end_s`, seconds after the first."""
+    if not ticks:
+        return []
+    first = ticks[0] + (start_s or 0.0) / base - 0.5
+    last = math.inf if end_s is None else ticks[0] + end_s / base - 0.5
+    kept = [tick for tick in ticks if first <= tick < last]
+    if not kept:
+        length = (ticks[-1] - ticks[0]) * base
+        raise UnreadableVideo(
+            f"has no frame from {start_s or 0:g} s to {end_s or length:g} s (it lasts {length:.2f} s)"
+        )
+    return kept
+
+
+def _shown_size(stream: VideoStream) -> tuple[float, float]:
+    """Height and width in square pixels, upright only if the file is stored upright."""
+    return float(stream.height), stream.width * float(stream.sample_aspect_ratio or 1)
+
+
+def read_frames(
+    path: Path,
+    start_s: float,
+    fps: float,
+    frame_count: int,
+    size: tuple[int, int],
+    place: tuple[float, float] = (0.5, 0.5),
+) -> np.ndarray:
+    """The `frame_count` frames nearest to start_s + k / fps, scaled and cropped to `size` → uint8 (F, H, W, 3).
+
+    `place` in [0, 1] is where the crop lies, from above and from the left; (0.5, 0.5) is the middle.
 
     Raises UnreadableVideo where a wanted frame does not decode cleanly.
     """
@@ -109,7 +165,7 @@ def read_frames(path: Path, start_s: float, fps: float, frame_count: int, size: 
         picks = times[nearest_frames(times, wanted)]
         missing = set(picks.tolist())
         frames = np.empty((frame_count, *size, 3), dtype=np.uint8)
-        scaler = FrameScaler(size, stream.sample_aspect_ratio)
+        scaler = FrameScaler(size, stream.sample_aspect_ratio, place)
         for tick, frame in _decode(stream, window, missing):
             missing.discard(tick)
             frames[picks == tick] = scaler(frame)

@@ -25,13 +25,19 @@ def covering_size(height: float, width: float, size: tuple[int, int]) -> tuple[i
 
 
 class FrameScaler:
-    """Frame of any size → uint8 RGB (H, W, 3) of `size`: upright, square pixels, scaled to cover, centre cropped.
+    """Frame of any size → uint8 RGB (H, W, 3) of `size`: upright, square pixels, scaled to cover, cropped.
 
-    `pixel_aspect` is the width of a pixel over its height (None: square).
+    `pixel_aspect` is the width of a pixel over its height (None: square); `place` in [0, 1] where the crop lies in the
+    upright picture, from above and from the left.
     """
 
-    def __init__(self, size: tuple[int, int], pixel_aspect: Fraction | None = None) -> None:
-        self._size = size
+    def __init__(
+        self,
+        size: tuple[int, int],
+        pixel_aspect: Fraction | None = None,
+        place: tuple[float, float] = (0.5, 0.5),
+    ) -> None:
+        self._size, self._place = size, place
         self._pixel_aspect = float(pixel_aspect) if pixel_aspect else 1.0
         self._reformatter = VideoReformatter()
 
@@ -43,9 +49,12 @@ class FrameScaler:
         scaled = self._reformatter.reformat(
             frame, width=width, height=height, format="rgb24", interpolation=_SWSCALE, threads=1
         )
-        top, left = (height - size[0]) // 2, (width - size[1]) // 2
-        picture = scaled.to_ndarray()[top : top + size[0], left : left + size[1]]
-        return np.rot90(picture, quarter_turns)  # h w c
+        picture = np.rot90(scaled.to_ndarray(), quarter_turns)
+        top, left = (
+            int((length - wanted) * place)
+            for length, wanted, place in zip(picture.shape, self._size, self._place, strict=False)
+        )
+        return picture[top : top + self._size[0], left : left + self._size[1]]  # h w c
 
 
 def to_clip(frames: np.ndarray, clip_length: int) -> Tensor:

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import argparse
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset
+from torch.utils.data import DataLoader, Dataset
 
+from cogvideox.data.mixture import REPLACED, DrawnDataset, Mixture, collate
+from cogvideox.data.order import Draw, RankBatches
 from cogvideox.errors import UserError
 from cogvideox.parallel import Group, current
 from cogvideox.platform import has_gpu
@@ -24,75 +26,66 @@ logger = logging.getLogger(__name__)
 CreateDataset = Callable[[str, argparse.Namespace], Dataset]
 
 
-class EpochBatches:
-    """Index batches of one data parallel rank, without end: epoch after epoch, each a permutation by (seed, epoch).
+class TrainLoader:
+    """What `training_main` iterates for training; `len` is the iterations of all `--epochs`, accumulation included.
 
-    The ranks deal out one common stream, so that an epoch is the same set of samples on any number of ranks, and batch
-    `n` is known without drawing those before it.
+    `replaced` has the clips that others stood in for, by name; `new_replaced` those since it was last emptied.
     """
 
-    def __init__(self, samples: int, batch_size: int, group: Group, seed: int) -> None:
-        self.samples, self.batch_size, self.group, self.seed = samples, batch_size, group, seed
-        self.start_batch = 0
-        self._epoch, self._order = -1, np.empty(0, dtype=np.int64)
-
-    def batch(self, number: int) -> list[int]:
-        """The indices of this rank's batch `number`, counted from the run's beginning."""
-        first = (number * self.group.size + self.group.rank) * self.batch_size
-        return [self._index(position) for position in range(first, first + self.batch_size)]
-
-    def __iter__(self) -> Iterator[list[int]]:
-        number = self.start_batch
-        while True:
-            yield self.batch(number)
-            number += 1
-
-    def _index(self, position: int) -> int:
-        epoch, place = divmod(position, self.samples)
-        if epoch != self._epoch:
-            self._epoch, self._order = epoch, np.random.default_rng([self.seed, epoch]).permutation(self.samples)
-        return int(self._order[place])
-
-
-class TrainLoader:
-    """What `training_main` iterates for training; `len` is the iterations of all `--epochs`, accumulation included."""
-
-    def __init__(self, dataset: Dataset, batches: EpochBatches, args: argparse.Namespace, collate_fn: Any) -> None:
-        self.dataset, self.batch_sampler = dataset, batches
+    def __init__(self, data: Mixture, batches: RankBatches, args: argparse.Namespace, collate_fn: Any) -> None:
+        self.dataset, self.batch_sampler = data, batches
+        self.replaced: dict[str, tuple[str, str]] = {}
+        self.new_replaced: list[tuple[str, str, str]] = []
         self._accumulation = args.gradient_accumulation_steps
         self._epochs = args.epochs or 1
-        self._loader = DataLoader(dataset, batch_sampler=batches, collate_fn=collate_fn, **_loading(args))
+        self._loader = DataLoader(data, batch_sampler=batches, collate_fn=collate_fn or collate, **_loading(args))
 
-    def start_at(self, iteration: int, skipped_batches: int = 0) -> None:
-        """Continue with the batches of `iteration` (an optimizer step); `skipped_batches` were drawn beside its own."""
-        self.batch_sampler.start_batch = iteration * self._accumulation + skipped_batches
+    def start_at(self, iteration: int, skipped_batches: int = 0, state: Mapping[str, Any] | None = None) -> bool:
+        """Continue with the batches of `iteration` (an optimizer step); `skipped_batches` were drawn beside its own.
+
+        `state` is what `state` gave when that was saved; False if it was saved of other data.
+        """
+        if state is not None:
+            return self.batch_sampler.restore(state)
+        self.batch_sampler.start = iteration * self._accumulation + skipped_batches
+        return True
+
+    def state(self, iteration: int, skipped_batches: int = 0) -> dict[str, Any]:
+        """What to save after `iteration`, to go on from there on any number of ranks."""
+        return self.batch_sampler.state(iteration * self._accumulation + skipped_batches)
 
     def __iter__(self) -> Iterator[Any]:
-        return as_told(iter(self._loader))
+        for batch in as_told(iter(self._loader)):
+            for name, kind, reason in _replaced_in(batch):
+                if name not in self.replaced:
+                    self.replaced[name] = (kind, reason)
+                    self.new_replaced.append((name, kind, reason))
+            yield batch
 
     def __len__(self) -> int:
-        per_iteration = self.batch_sampler.batch_size * self.batch_sampler.group.size * self._accumulation
-        return max(1, -(-self._epochs * self.batch_sampler.samples // per_iteration))
+        per_iteration = self.batch_sampler.order.per_step * self._accumulation
+        return max(1, -(-self._epochs * len(self.dataset) // per_iteration))
 
 
 class EvaluationLoader:
-    """Batches of an evaluation in the data set's order, dealt to the ranks; every iteration starts at its beginning.
+    """Batches of an evaluation in the data's order, dealt to the ranks; every iteration starts at its beginning.
 
     All ranks get equally many batches, since models are evaluated in step: a rank that has run out gets a sample that
-    others have too, with weight 0.
+    others have too, with weight 0. A batch has samples of one size.
     """
 
-    def __init__(
-        self, dataset: Dataset, batch_size: int, group: Group, args: argparse.Namespace, collate_fn: Any
-    ) -> None:
-        self.dataset, self.batch_size, self.group = dataset, batch_size, group
-        samples = len(dataset)  # type: ignore[arg-type]
-        rounds = -(-samples // (batch_size * group.size))
-        self.batches = [self._batch(number, samples) for number in range(rounds)]
+    def __init__(self, data: Mixture, batch_size: int, group: Group, args: argparse.Namespace, collate_fn: Any) -> None:
+        self.dataset, self.batch_size, self.group = data, batch_size, group
+        buckets = data.buckets()
+        self.batches: list[tuple[list[Draw], int]] = []
+        for bucket in sorted(set(buckets)):
+            members = [index for index, each in enumerate(buckets) if each == bucket]
+            rounds = -(-len(members) // (batch_size * group.size))
+            self.batches += [self._batch(number, members, args.seed) for number in range(rounds)]
         self._loader = DataLoader(
-            dataset,
-            batch_sampler=[indices for indices, _ in self.batches],
-            collate_fn=collate_fn,
+            data,
+            batch_sampler=[draws for draws, _ in self.batches],
+            collate_fn=collate_fn or collate,
             **_loading(args),
         )
 
@@ -100,24 +93,39 @@ class EvaluationLoader:
         """How many samples of batch `number` count."""
         return self.batches[number][1]
 
-    def _batch(self, number: int, samples: int) -> tuple[list[int], int]:
+    def _batch(self, number: int, members: list[int], seed: int) -> tuple[list[Draw], int]:
         first = (number * self.group.size + self.group.rank) * self.batch_size
-        indices = list(range(first, min(first + self.batch_size, samples)))
-        return (indices, len(indices)) if indices else ([first % samples], 0)
+        own = members[first : first + self.batch_size]
+        drawn = [Draw(index, 0, seed) for index in own or [members[first % len(members)]]]
+        return drawn, len(own)
 
     def __len__(self) -> int:
         return len(self.batches)
 
     def __iter__(self) -> Iterator[Any]:
-        return as_told(iter(self._loader))
+        for batch in as_told(iter(self._loader)):
+            _replaced_in(batch)
+            yield batch
+
+
+def _replaced_in(batch: Any) -> list[tuple[str, str, str]]:
+    """Take out of a batch what its samples stand in for; data sets of one's own may give batches of any kind."""
+    return batch.pop(REPLACED, []) if isinstance(batch, dict) else []
 
 
 def as_told(batches: Iterator[Any]) -> Iterator[Any]:
-    """The batches; a UserError of a worker process as it was raised there, not wrapped in a traceback's text."""
+    """The batches; a UserError of a worker process as it was raised there, and one for a worker that has died."""
     try:
         yield from batches
     except UserError as error:
         raise UserError(str(error).rpartition(f"{UserError.__name__}: ")[2].rstrip()) from None
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise UserError(
+            f"a process that reads clips has died ({str(error).splitlines()[0]}): if it was killed for memory, lower "
+            "--num-workers or --prefetch-factor, or enlarge /dev/shm"
+        ) from error
 
 
 def make_loaders(
@@ -129,11 +137,12 @@ def make_loaders(
         UserError: a split that leaves the training set empty, weights that do not match the data sets.
     """
     group = current().data
-    parts = _datasets(args, create_dataset_function)
+    parts = _mixtures(args, create_dataset_function)
     train = valid = test = None
     if parts["train"] is not None and args.batch_size > 0:
-        batches = EpochBatches(len(parts["train"]), args.batch_size, group, args.seed)  # type: ignore[arg-type]
-        train = TrainLoader(parts["train"], batches, args, collate_fn)
+        data = parts["train"]
+        batches = RankBatches(data.buckets(), args.batch_size, group.rank, group.size, args.seed)
+        train = TrainLoader(data, batches, args, collate_fn)
     batch_size = args.eval_batch_size or args.batch_size
     if parts["valid"] is not None:
         valid = EvaluationLoader(parts["valid"], batch_size, group, args, collate_fn)
@@ -143,20 +152,27 @@ def make_loaders(
     return train, valid, test
 
 
-def _datasets(args: argparse.Namespace, create: CreateDataset) -> dict[str, Dataset | None]:
+def _mixtures(args: argparse.Namespace, create: CreateDataset) -> dict[str, Mixture | None]:
     shares = dict(zip(("train", "valid", "test"), split_shares(args), strict=True))
-    parts: dict[str, list[Dataset]] = {"train": [], "valid": [], "test": []}
+    parts: dict[str, list[tuple[Dataset, list[int]]]] = {"train": [], "valid": [], "test": []}
     weights = args.train_data_weights or [1] * len(args.train_data or [])
     for path, weight in zip(args.train_data or [], weights, strict=True):
         dataset = create(path, args)
         for name, indices in split_indices(len(dataset), shares, args.seed).items():  # type: ignore[arg-type]
             if indices:
-                parts[name].append(Subset(dataset, indices * (weight if name == "train" else 1)))
+                times = [(index, weight * _repeats(dataset, index) if name == "train" else 1) for index in indices]
+                parts[name].append((dataset, [index for index, count in times for _ in range(count)]))
     for name, paths in (("valid", args.valid_data), ("test", args.test_data)):
-        parts[name].extend(create(path, args) for path in paths or [])
+        for path in paths or []:
+            dataset = create(path, args)
+            parts[name].append((dataset, list(range(len(dataset)))))  # type: ignore[arg-type]
     if args.train_data and not parts["train"]:
         raise UserError(f"split {args.split!r} leaves no sample to train on in {args.train_data} (args.split)")
-    return {name: ConcatDataset(found) if found else None for name, found in parts.items()}
+    return {name: Mixture(found) if found else None for name, found in parts.items()}
+
+
+def _repeats(dataset: Dataset, index: int) -> int:
+    return dataset.repeats(index) if isinstance(dataset, DrawnDataset) else 1
 
 
 def split_shares(args: argparse.Namespace) -> list[float]:

@@ -105,6 +105,12 @@ class Reporter:
         self.say(f"{evaluation_line(step, values, split)} ({where})")
         self._has_content = True
 
+    def bad_clip(self, step: int, name: str, kind: str, reason: str, so_far: int) -> None:
+        """A clip that another one stands in for from now on."""
+        self._logger.bad_clip(step, name, kind, reason)
+        if current().world.rank == 0:
+            logger.warning("%s %s: another clip takes its place (%d so far)", name, reason, so_far)
+
     def videos(self, step: int, files: dict[str, list[Path]], fps: int) -> None:
         """Show sample videos where videos are shown."""
         named = {f"{key}_video_{place}": path for key, paths in files.items() for place, path in enumerate(paths)}

@@ -14,6 +14,7 @@ import torch
 
 from cogvideox.checkpoint.resuming import resume_engine
 from cogvideox.checkpoint.saving import save_checkpoint
+from cogvideox.data.checking import LeftOut, describe
 from cogvideox.errors import UserError
 from cogvideox.parallel import current
 from cogvideox.platform import reset_peak_memory
@@ -34,6 +35,7 @@ class Run:
         self.args, self.folder = args, folder
         args.eval_batch, args.eval_split = 0, "val"  # which batch of which evaluation is running
         self.recorder = Recorder()
+        self._bad_clips: dict[str, LeftOut] = {}
         self.reporter = Reporter(args, folder)
         self.train_data: loaders.TrainLoader | None = None
         self.valid_data: loaders.EvaluationLoader | None = None
@@ -43,6 +45,7 @@ class Run:
         self._saved_at = -1
         self._gate: LiveGate | None = None
         self._random_state: dict[str, Any] | None = None
+        self._data_state: dict[str, Any] | None = None
 
     def make_loaders(self, args: argparse.Namespace, create: Any, collate_fn: Any = None) -> tuple[Any, Any, Any]:
         """As `loaders.make_loaders`; remembers what it made, and tells SAT the run's name."""
@@ -63,6 +66,7 @@ class Run:
             args.iteration = self._saved_at = state["iteration"]
             self.recorder.skipped_batches = state["skipped_batches"]
             self._random_state = state["random_states"][current().world.rank]
+            self._data_state = state.get("data")
             self.reporter.say(f"resuming {args.resume} at iteration {args.iteration}")
         return engine, optimizer
 
@@ -71,9 +75,11 @@ class Run:
         reset_peak_memory()
         self.reporter.describe_model(engine.module)
         assert self.train_data is not None
-        self.reporter.opening(len(self.train_data.dataset))  # type: ignore[arg-type]
+        self.reporter.opening(len(self.train_data.dataset))
         skipped = self.recorder.skipped_batches
-        with training.prepared_for_training(self.args, self.train_data, skipped, self._random_state):
+        if not self.train_data.start_at(self.args.iteration, skipped, self._data_state):
+            self.reporter.say("the data is not what it was when the run was saved: its order begins anew")
+        with training.prepared_for_training(self.args, self._random_state):
             try:
                 return self.sat_train(engine, optimizer, lr_scheduler, *args, **kwargs)
             except SystemExit:
@@ -110,9 +116,26 @@ class Run:
         """One log line, one line of metrics.jsonl, one set of TensorBoard and wandb values."""
         data_wait = self._timers("data loader").elapsed() if self._timers is not None else 0.0
         loss_scale = float(optimizer.loss_scale) if self.args.fp16 else None
+        self._tell_of_bad_clips(step)
         self.reporter.iteration(
             step, total, self.recorder, seconds=elapsed_ms / 1000, data_wait=data_wait, loss_scale=loss_scale
         )
+
+    def _tell_of_bad_clips(self, step: int) -> None:
+        """Gather what clips did not decode on any rank. Every rank must call this. UserError above the limit."""
+        assert self.train_data is not None
+        own, self.train_data.new_replaced = self.train_data.new_replaced, []
+        for name, kind, reason in (each for of_rank in current().host.gather_objects(own) for each in of_rank):
+            if name not in self._bad_clips:
+                self._bad_clips[name] = LeftOut(Path(name), kind, reason)
+                self.reporter.bad_clip(step, name, kind, reason, len(self._bad_clips))
+        clips = len(self.train_data.dataset)
+        if len(self._bad_clips) > self.args.max_bad_fraction * clips:
+            raise UserError(
+                f"{len(self._bad_clips)} of {clips} clips do not decode, more than --max-bad-fraction "
+                f"{self.args.max_bad_fraction:g} allows: {describe(list(self._bad_clips.values()))}\n"
+                "Replace these files, or name them in a --quarantine list (tools/check_data.py writes one)"
+            )
 
     def evaluate_and_print_results(
         self,
@@ -156,6 +179,7 @@ class Run:
             "seed": args.seed,
             "skipped_batches": self.recorder.skipped_batches,
             "data_parallel_size": current().data.size,
+            "data": self.train_data.state(iteration, self.recorder.skipped_batches) if self.train_data else None,
             "adapters_only": adapters_only,
             "base_weights": args.base_weights if args.load else None,
         }

@@ -31,6 +31,8 @@ class Logger(Protocol):
 
     def evaluation(self, step: int, values: Mapping[str, float], split: str) -> None: ...
 
+    def bad_clip(self, step: int, name: str, kind: str, reason: str) -> None: ...
+
     def videos(self, step: int, videos: Mapping[str, Path], fps: int) -> None: ...
 
     def close(self) -> None: ...
@@ -95,6 +97,10 @@ class RunLogger:
         self._write({"iteration": step, "split": split, **values})
         self._show(step, evaluation_tags(values, split))
 
+    def bad_clip(self, step: int, name: str, kind: str, reason: str) -> None:
+        """Log, in the file only, a clip that could not be used."""
+        self._write({"iteration": step, "split": "data", "file": name, "kind": kind, "reason": reason})
+
     def videos(self, step: int, videos: Mapping[str, Path], fps: int) -> None:
         """Show mp4 files beside the metrics of `step`, on wandb only. `fps` is how they were written."""
         assert fps > 0, f"fps is {fps}"
@@ -130,6 +136,9 @@ class NullLogger:
         """Nothing."""
 
     def evaluation(self, step: int, values: Mapping[str, float], split: str) -> None:
+        """Nothing."""
+
+    def bad_clip(self, step: int, name: str, kind: str, reason: str) -> None:
         """Nothing."""
 
     def videos(self, step: int, videos: Mapping[str, Path], fps: int) -> None:

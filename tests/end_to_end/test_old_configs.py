@@ -50,7 +50,9 @@ def published_weights(folder: Path, network: dict[str, Any]) -> dict[str, Tensor
 @pytest.mark.parametrize("name", OLD_MODELS)
 def test_an_old_config_trains_a_step_from_published_weights(tmp_path: Path, name: str) -> None:
     files = [write(tmp_path, "model", old_model(name)), write(tmp_path, "task", old_task(name))]
-    network = get_args(arguments(tmp_path, *files, words=("args.load=null",))).model_config["network_config"]
+    network = get_args(arguments(tmp_path, *files, words=("args.load=null", "args.mode=pretrain"))).model_config[
+        "network_config"
+    ]
     before = published_weights(tmp_path / "weights", network)
 
     words = ("--train-iters", "1", "--log-interval", "1", "--load", str(tmp_path / "weights"))

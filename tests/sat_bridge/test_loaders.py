@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import os
+import signal
 from collections import Counter
+from typing import Any
 
 import pytest
+import torch
 from torch.utils.data import Dataset
 
+from cogvideox.data.mixture import REPLACED, DrawnDataset, Mixture
+from cogvideox.data.order import Draw
 from cogvideox.errors import UserError
 from cogvideox.parallel import Group
 from cogvideox.sat_bridge import loaders
-from cogvideox.sat_bridge.loaders import EpochBatches, EvaluationLoader
+from cogvideox.sat_bridge.loaders import EvaluationLoader
 
 
 class Numbers(Dataset):
@@ -48,33 +54,19 @@ def create(path: str, args: argparse.Namespace) -> Numbers:
     return Numbers(int(count), int(first or 0))
 
 
-@pytest.mark.parametrize("ranks", [1, 2, 3, 5])
-def test_an_epoch_is_every_sample_once_on_any_number_of_ranks(ranks: int) -> None:
-    samplers = [EpochBatches(60, 2, Group(rank, ranks), seed=1) for rank in range(ranks)]
-    seen = [index for number in range(60 // (2 * ranks)) for sampler in samplers for index in sampler.batch(number)]
-    assert Counter(seen) == Counter(range(60))
-
-
-def test_the_common_stream_does_not_depend_on_the_number_of_ranks() -> None:
-    one = EpochBatches(12, 6, Group(0, 1), seed=3)
-    three = [EpochBatches(12, 2, Group(rank, 3), seed=3) for rank in range(3)]
-    assert one.batch(0) == [index for sampler in three for index in sampler.batch(0)]
-
-
-def test_epochs_and_seeds_give_other_orders_and_a_batch_is_known_by_its_number() -> None:
-    sampler = EpochBatches(50, 50, Group(), seed=1)
-    assert sampler.batch(0) != sampler.batch(1)
-    assert sampler.batch(0) != EpochBatches(50, 50, Group(), seed=2).batch(0)
-    assert EpochBatches(50, 50, Group(), seed=1).batch(1) == sampler.batch(1)
-
-
 def test_starting_at_an_iteration_continues_the_stream_with_accumulation_counted() -> None:
     train, _, _ = loaders.make_loaders(arguments(gradient_accumulation_steps=2), create)
     assert train is not None
-    expected = [train.batch_sampler.batch(number) for number in (6, 7)]
+    expected = [[draw.sample for draw in train.batch_sampler.batch(number)] for number in (6, 7)]
+    state = train.state(3)
     train.start_at(3)
     iterator = iter(train)
     assert [next(iterator).tolist() for _ in range(2)] == expected
+    resumed, _, _ = loaders.make_loaders(arguments(gradient_accumulation_steps=2), create)
+    assert resumed is not None and resumed.start_at(3, state=state)
+    assert next(iter(resumed)).tolist() == expected[0]
+    other, _, _ = loaders.make_loaders(arguments(train_data=["11"]), create)
+    assert other is not None and not other.start_at(3, state=state)
 
 
 def test_length_is_the_iterations_of_all_epochs() -> None:
@@ -85,7 +77,7 @@ def test_length_is_the_iterations_of_all_epochs() -> None:
 def test_weights_repeat_a_data_set() -> None:
     train, _, _ = loaders.make_loaders(arguments(train_data=["4", "2@100"], train_data_weights=[1, 3]), create)
     assert train is not None
-    counts = Counter(train.dataset[index] for index in range(len(train.dataset)))  # type: ignore[arg-type]
+    counts = Counter(train.dataset[Draw(index, 0, 1)] for index in range(len(train.dataset)))
     assert counts == {0: 1, 1: 1, 2: 1, 3: 1, 100: 3, 101: 3}
 
 
@@ -113,7 +105,10 @@ def test_a_split_without_training_data_is_refused(split: str) -> None:
 def test_evaluation_counts_every_sample_once_and_ranks_have_equally_many_batches(
     samples: int, ranks: int, batch: int
 ) -> None:
-    dealt = [EvaluationLoader(Numbers(samples), batch, Group(rank, ranks), arguments(), None) for rank in range(ranks)]
+    dealt = [
+        EvaluationLoader(Mixture([(Numbers(samples), range(samples))]), batch, Group(rank, ranks), arguments(), None)
+        for rank in range(ranks)
+    ]
     assert len({len(loader) for loader in dealt}) == 1
     counted: Counter[int] = Counter()
     for loader in dealt:
@@ -124,7 +119,7 @@ def test_evaluation_counts_every_sample_once_and_ranks_have_equally_many_batches
 
 
 def test_every_evaluation_starts_at_the_beginning() -> None:
-    loader = EvaluationLoader(Numbers(5), 2, Group(), arguments(), None)
+    loader = EvaluationLoader(Mixture([(Numbers(5), range(5))]), 2, Group(), arguments(), None)
     assert [next(iter(loader)).tolist() for _ in range(2)] == [[0, 1], [0, 1]]
 
 
@@ -140,3 +135,57 @@ def test_a_mistake_that_a_worker_finds_is_told_without_its_traceback(workers: in
     with pytest.raises(UserError) as caught:
         next(iter(train))
     assert str(caught.value) == "more than half of the clips\ndo not decode"
+
+
+class Sized(DrawnDataset):
+    """Samples of two sizes that say where they are from and what was drawn; every third is stood in for."""
+
+    def __len__(self) -> int:
+        return 9
+
+    def sample(self, index: int, rng: Any) -> dict[str, Any]:
+        stands_in = {REPLACED: [(f"{index - 1}.mp4", "do not decode", "is damaged")]} if index % 3 == 2 else {}
+        return {"index": index, "drawn": float(rng.random()), **stands_in}
+
+    def bucket_of(self, index: int) -> int:
+        return index % 2
+
+    def repeats(self, index: int) -> int:
+        return 3 if index == 4 else 1
+
+
+def test_draws_and_sizes_reach_the_samples_whatever_the_workers() -> None:
+    """Identity: 0, 1 and 4 workers; a batch has one size; a sample that counts thrice comes thrice."""
+    made = []
+    for workers in (0, 1, 4):
+        train, valid, _ = loaders.make_loaders(arguments(num_workers=workers), lambda *_: Sized())
+        assert train is not None and valid is None
+        iterator = iter(train)
+        made.append([next(iterator) for _ in range(11)])
+        assert set(train.replaced) == {"1.mp4", "4.mp4", "7.mp4"} and len(train.new_replaced) == 3
+    for batches in zip(*made, strict=True):
+        assert all(torch.equal(batches[0]["drawn"], other["drawn"]) for other in batches[1:])
+        assert len({int(index) % 2 for index in batches[0]["index"]}) == 1
+        assert REPLACED not in batches[0]
+    epoch = Counter(int(index) for batch in made[0] for index in batch["index"])
+    assert epoch[4] == 6 and set(epoch.values()) == {2, 6}  # two epochs of 11
+
+
+def test_evaluations_do_not_mix_sizes_and_draw_alike_each_time() -> None:
+    loader = EvaluationLoader(Mixture([(Sized(), range(9))]), 2, Group(), arguments(), None)
+    first, second = list(loader), list(loader)
+    assert [batch["index"].tolist() for batch in first] == [[0, 2], [4, 6], [8], [1, 3], [5, 7]]
+    assert all(torch.equal(a["drawn"], b["drawn"]) for a, b in zip(first, second, strict=True))
+
+
+class Dying(Numbers):
+    def __getitem__(self, index: int) -> int:
+        os.kill(os.getpid(), signal.SIGKILL)
+        raise AssertionError
+
+
+def test_a_worker_that_dies_is_said_to_have_died() -> None:
+    train, _, _ = loaders.make_loaders(arguments(num_workers=1), lambda *_: Dying(4))
+    assert train is not None
+    with pytest.raises(UserError, match=r"has died(.|\n)*--num-workers"):
+        next(iter(train))

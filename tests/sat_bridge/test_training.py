@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch.utils.data import Dataset
 
+from cogvideox.data.mixture import Mixture
 from cogvideox.parallel import Group
 from cogvideox.sat_bridge import training
 from cogvideox.sat_bridge.loaders import EvaluationLoader
@@ -93,7 +94,7 @@ class Numbers(Dataset):
 
 def test_evaluation_is_the_mean_over_samples_and_does_not_move_trainings_draws() -> None:
     args = argparse.Namespace(num_workers=0, seed=3, prefetch_factor=2)
-    loader = EvaluationLoader(Numbers(), 2, Group(), args, None)
+    loader = EvaluationLoader(Mixture([(Numbers(), range(len(Numbers())))]), 2, Group(), args, None)
     draws = []
 
     def forward(iterator, *_: object) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:  # noqa: ANN001
