@@ -12,6 +12,8 @@ from cogvideox.config.report import Problem
 from cogvideox.config.resumed import AUTO
 from cogvideox.config.settings import Settings, leaves
 from cogvideox.config.static_signature import REPOSITORY
+from cogvideox.data.records import AUTO as AUTO_FORMAT
+from cogvideox.data.records import FORMATS, LAYOUT, fault_of_place
 
 WEIGHT_SUFFIXES = (".safetensors", ".pt", ".ckpt", ".pth", ".bin")
 # What `cogvideox.checkpoint.reading` looks for in a folder without `latest`, in this order.
@@ -89,21 +91,15 @@ def _data(settings: Settings) -> Iterator[Problem]:
         key = f"args.{name}"
         folders = settings.get(key)
         for folder in folders if isinstance(folders, list) and is_training else ():
-            what = _fault_of_clips(Path(str(folder)))
+            what = _fault_of_clips(Path(str(folder)), settings.get("data.params.format", AUTO_FORMAT))
             if what:
-                remedy = "clips go to DIR/videos/NAME.mp4, captions to DIR/labels/NAME.txt: correct the path or fill it"
+                remedy = f"correct the path or fill it with {LAYOUT}"
                 yield Problem(settings.source(key), key, what + _from_here(str(folder)), remedy)
 
 
-def _fault_of_clips(folder: Path) -> str | None:
-    if not folder.exists():
-        return f"there is no folder {folder}"
-    if not folder.is_dir():
-        return f"{folder} is not a folder"
-    for _, _, names in os.walk(folder, followlinks=True):
-        if any(name.lower().endswith(".mp4") for name in names):
-            return None
-    return f"the folder {folder} holds no .mp4 file"
+def _fault_of_clips(place: Path, form: object) -> str | None:
+    """Why there are no clips at `place`. An unknown form is the fault of another key, which is told where it stands."""
+    return fault_of_place(place, form) if isinstance(form, str) and form in FORMATS else None
 
 
 def _weights_to_load(settings: Settings) -> Iterator[Problem]:

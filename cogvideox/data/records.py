@@ -1,48 +1,118 @@
-"""What a data set consists of: files, each with a caption, before any of them is looked at."""
+"""What a data set consists of: files, each with a caption, in any of the forms that people have them."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import logging
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from cogvideox.data.folder import UnusableCaption, find_videos, read_caption
+from cogvideox.data.formats import folder, lists, metadata
+from cogvideox.data.formats.huggingface import has_train_metadata, read_huggingface, train_folder
+from cogvideox.data.formats.record import IMAGE_SUFFIXES, VIDEO_SUFFIXES, WITHOUT_CAPTION, Record, is_clip
 from cogvideox.errors import UserError
 
-VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v")
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
-LAYOUT = "a data folder holds videos/NAME.mp4 and labels/NAME.txt, one caption a file"
+__all__ = [
+    "AUTO",
+    "FORMATS",
+    "IMAGE_SUFFIXES",
+    "LAYOUT",
+    "VIDEO_SUFFIXES",
+    "WITHOUT_CAPTION",
+    "Record",
+    "fault_of_place",
+    "find_records",
+]
+
+_logger = logging.getLogger(__name__)
+
+AUTO = "auto"
+READERS: dict[str, Callable[[Path], list[Record]]] = {
+    "folder": folder.read_folder,
+    "metadata": metadata.read_metadata,
+    "lists": lists.read_lists,
+    "huggingface": read_huggingface,
+}
+FORMATS = (AUTO, *READERS)
+LAYOUT = "videos/NAME.mp4 with labels/NAME.txt, or metadata.jsonl, or another of the forms in docs/data.md"
 
 
-@dataclass(frozen=True)
-class Record:
-    """A video or an image to train on. `name` is what messages call it; where `caption` is None, `fault` says why.
+def find_records(place: Path, format: str = AUTO) -> list[Record]:
+    """The records of a data folder or manifest; `auto` looks which of the forms it has.
 
-    Only what lies between `start_s` and `end_s` (seconds; None: its beginning, its end) counts. `weight` is how often
-    it comes in an epoch, relative to the others.
+    Raises UserError: an unknown `format`, a place that is none, has no clip, or a manifest that cannot be used. What
+    is wrong with a single clip is told by its record.
     """
-
-    path: Path
-    name: str
-    caption: str | None
-    fault: str | None = None
-    start_s: float | None = None
-    end_s: float | None = None
-    weight: float = 1.0
+    if format not in FORMATS:
+        raise UserError(f"format is {format!r}: use one of {', '.join(FORMATS)} (data.params.format)")
+    if fault := fault_of_place(place, format):
+        raise UserError(f"{fault} (args.train_data, args.valid_data): give {LAYOUT}")
+    chosen = _look(place) if format == AUTO else format
+    return READERS[chosen](place)
 
 
-def find_records(place: Path, format: str = "auto") -> list[Record]:  # noqa: ARG001
-    """The records of a data folder. Raises UserError: it is none, or holds no video."""
-    if not place.is_dir():
-        what = "is not a folder" if place.exists() else "does not exist"
-        raise UserError(f"the data folder {place} {what} (args.train_data, args.valid_data): {LAYOUT}")
-    videos = find_videos(place)
-    if not videos:
-        raise UserError(f"the data folder {place} holds no .mp4 file (subfolders too): {LAYOUT}")
-    return [_record(place, video) for video in videos]
+def fault_of_place(place: Path, format: str = AUTO) -> str | None:
+    """Why there is no data at `place`, as far as names tell: no file is opened."""
+    if not place.exists():
+        return f"the data folder {place} does not exist"
+    if place.is_file():
+        if place.suffix.lower() not in metadata.SUFFIXES:
+            return f"{place} is not a folder, nor a table ({', '.join(metadata.SUFFIXES)})"
+        is_read = format in (AUTO, "metadata")
+        return None if is_read else f"{place} is not a folder, as data.params.format: {format} wants"
+    wanted = {
+        "metadata": ", ".join(metadata.FILE_NAMES),
+        "lists": lists.NAMES,
+        "huggingface": f"{', '.join(metadata.FILE_NAMES)} (subfolders too)",
+        "folder": f"{folder.SUFFIXES} file (subfolders too)",
+    }
+    if format == AUTO:
+        missing = f"{wanted['folder']}, no {wanted['metadata']}, no {wanted['lists']}"
+        is_there = next(_forms_of(place), None) is not None
+    else:
+        missing = wanted[format]
+        is_there = _has(place, format)
+    return None if is_there else f"the data folder {place} holds no {missing}"
 
 
-def _record(place: Path, video: Path) -> Record:
-    try:
-        return Record(place / video, video.as_posix(), read_caption(place, video))
-    except UnusableCaption as error:
-        return Record(place / video, video.as_posix(), None, str(error))
+def _look(place: Path) -> str:
+    if place.is_file():
+        return "metadata"
+    chosen = next(_forms_of(place))
+    present = {
+        "lists": _has(place, "lists"),
+        "huggingface": has_train_metadata(place),
+        "folder": (place / "labels").is_dir(),
+    }
+    others = [form for form, is_there in present.items() if is_there and form != chosen]
+    if others:
+        text = "%s has more than one form: %s is taken, not %s (data.params.format)"
+        _logger.warning(text, place, chosen, ", ".join(others))
+    elif chosen == "metadata" and train_folder(place):
+        text = "%s: its metadata is taken as a whole; data.params.format: huggingface takes the split %s/ alone"
+        _logger.warning(text, place, train_folder(place))
+    elif chosen == "folder" and (place / lists.FILE_LIST).is_file():
+        text = "%s: %s is not read, for want of %s"
+        _logger.warning(text, place, lists.FILE_LIST, " or ".join(lists.CAPTION_LISTS))
+    return chosen
+
+
+def _forms_of(place: Path) -> Iterator[str]:
+    """The forms that a folder has, first choice first; the last one, which takes a walk, is looked for last."""
+    if metadata.manifests_in(place):
+        yield "metadata"
+    if _has(place, "lists"):
+        yield "lists"
+    if has_train_metadata(place):
+        yield "huggingface"
+    if _has(place, "folder"):
+        yield "folder"
+
+
+def _has(place: Path, form: str) -> bool:
+    if form == "metadata":
+        return bool(metadata.manifests_in(place))
+    if form == "lists":
+        return (place / lists.FILE_LIST).is_file() and bool(lists.caption_lists_in(place))
+    if form == "huggingface":
+        return has_train_metadata(place) or any(path.name in metadata.FILE_NAMES for path in folder.walk(place))
+    return any(is_clip(path) for path in folder.walk(place))

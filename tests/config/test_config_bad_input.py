@@ -76,7 +76,7 @@ def message(call: Callable[[], object]) -> str:
         ((f"{EMBEDDER}.is_trainable=true",), ["is_trainable", "neither trains nor saves", "set it to false"]),
         (("--resume", "/nowhere"), ["--resume /nowhere", "no folder", "`auto`"]),
         (("--profiling", "-2"), ["--profiling -2", "at least -1"]),
-        (("--train-data", "/nowhere"), ["no folder /nowhere", "--train-data"]),
+        (("--train-data", "/nowhere"), ["folder /nowhere does not exist", "--train-data"]),
         (("args.train_data=null",), ["--train-data DIR"]),
         ((f"{VAE}=/nowhere.pt",), ["no /nowhere.pt", "ckpt_path"]),
         ((f"{T5}=/nowhere",), ["no text encoder folder /nowhere"]),
@@ -113,7 +113,7 @@ def test_a_folder_without_clips_and_a_place_that_is_none(run: Run, place: Path) 
     text = message(
         lambda: run("--train-data", f"{place}/empty", "--save", f"{place}/3d-vae.pt/runs", "--load", f"{place}/t5")
     )
-    assert "holds no .mp4 file" in text
+    assert "empty holds no .mp4," in text and "no metadata.jsonl," in text and "no videos.txt" in text
     assert f"{place}/3d-vae.pt is not a folder" in text
     assert "neither `latest`" in text
     assert "has no `latest`" in message(lambda: run("--resume", f"{place}/empty"))

@@ -1,4 +1,4 @@
-"""Finding videos and captions in folders as people have them."""
+"""Finding clips and captions in folders as people have them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cogvideox.data.folder import UnusableCaption, find_videos, read_caption
+from cogvideox.data.formats.folder import UnusableCaption, find_clips, read_caption, read_folder
 
 
 def fill(folder: Path, *files: str) -> None:
@@ -15,10 +15,34 @@ def fill(folder: Path, *files: str) -> None:
         (folder / file).write_text(f"caption in {file}\n")
 
 
-def test_videos_nested_sorted_any_case(tmp_path: Path) -> None:
+def names(folder: Path) -> list[str]:
+    return [path.as_posix() for path in find_clips(folder)[0]]
+
+
+def test_clips_nested_sorted_any_case_hidden_ones_left_out(tmp_path: Path) -> None:
     """Golden value."""
-    fill(tmp_path, "videos/b.mp4", "videos/a/z.MP4", "plain.mp4", "videos/._b.mp4", "videos/c.avi", "labels/b.txt")
-    assert [path.as_posix() for path in find_videos(tmp_path)] == ["plain.mp4", "videos/a/z.MP4", "videos/b.mp4"]
+    fill(tmp_path, "videos/b.mp4", "videos/a/z.MP4", "plain.mov", "videos/._b.mp4", "images/c.PNG", "labels/b.txt")
+    fill(tmp_path, ".cache/d.mp4", "videos/.trash/e.mp4", "videos/f.avi", "videos/a/g.webm", "videos/h.webp")
+    expected = ["images/c.PNG", "plain.mov", *(f"videos/{name}" for name in ("a/g.webm", "a/z.MP4"))]
+    assert names(tmp_path) == [*expected, "videos/b.mp4", "videos/f.avi", "videos/h.webp"]
+
+
+def test_other_endings_are_counted_in_one_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Golden value; captions, tables and notes are no clips that were missed, hidden files neither."""
+    fill(
+        tmp_path, "videos/a.mp4", "videos/b.gif", "videos/c.GIF", "videos/d.ts", "README", ".DS_Store", "videos/.e.gif"
+    )
+    fill(tmp_path, "labels/a.txt", "stats.json", "metadata.csv", "notes.md")
+    assert [record.name for record in read_folder(tmp_path)] == ["videos/a.mp4"]
+    (line,) = caplog.messages
+    assert "left out 4 files" in line and "2 .gif" in line and "1 .ts" in line and "1 without an ending" in line
+
+
+def test_files_of_one_stem_share_a_caption(tmp_path: Path) -> None:
+    """Identity: both are kept, each under its own name."""
+    fill(tmp_path, "videos/a.mp4", "videos/a.png", "labels/a.txt")
+    found = [(record.name, record.caption) for record in read_folder(tmp_path)]
+    assert found == [("videos/a.mp4", "caption in labels/a.txt"), ("videos/a.png", "caption in labels/a.txt")]
 
 
 def test_link_loops_end_and_links_are_followed(tmp_path: Path) -> None:
@@ -26,8 +50,7 @@ def test_link_loops_end_and_links_are_followed(tmp_path: Path) -> None:
     fill(tmp_path, "elsewhere/far.mp4", "data/videos/a.mp4")
     (tmp_path / "data/videos/loop").symlink_to(tmp_path / "data")
     (tmp_path / "data/videos/more").symlink_to(tmp_path / "elsewhere")
-    found = [path.as_posix() for path in find_videos(tmp_path / "data")]
-    assert found == ["videos/a.mp4", "videos/more/far.mp4"]
+    assert names(tmp_path / "data") == ["videos/a.mp4", "videos/more/far.mp4"]
 
 
 def test_labels_relative_to_the_data_folder(tmp_path: Path) -> None:
@@ -35,6 +58,7 @@ def test_labels_relative_to_the_data_folder(tmp_path: Path) -> None:
     data = tmp_path / "videos" / "my.mp4.videos"
     fill(data, "labels/a.txt", "labels/deep/b.txt", "plain.txt", "videos/beside.txt", "set1/labels/c.txt")
     assert read_caption(data, Path("videos/a.mp4")) == "caption in labels/a.txt"
+    assert read_caption(data, Path("images/a.png")) == "caption in labels/a.txt"
     assert read_caption(data, Path("videos/deep/b.MP4")) == "caption in labels/deep/b.txt"
     assert read_caption(data, Path("plain.mp4")) == "caption in plain.txt"
     assert read_caption(data, Path("videos/beside.mp4")) == "caption in videos/beside.txt"
@@ -58,6 +82,7 @@ def test_first_line_that_is_not_blank(tmp_path: Path) -> None:
     [(None, r"missing \(no .*labels/a.txt\)"), (b"", "is empty"), (b" \n\n", "is empty"), (b"caf\xe9", "not UTF-8")],
 )
 def test_unusable_captions_say_why(tmp_path: Path, content: bytes | None, reason: str) -> None:
+    """Golden values."""
     (tmp_path / "labels").mkdir()
     if content is not None:
         (tmp_path / "labels/a.txt").write_bytes(content)
