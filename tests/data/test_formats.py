@@ -101,3 +101,14 @@ def test_places_without_data_say_what_was_looked_for(tmp_path: Path) -> None:
     assert "does not exist" in refusal(tmp_path / "none")
     assert "nor a table (.jsonl, .csv, .parquet)" in refusal(write(tmp_path / "a.mp4"))
     assert "use one of auto, folder, metadata, lists, huggingface" in refusal(tmp_path, "webdataset")
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "csv"])
+def test_the_tables_of_the_manual_are_read(tmp_path: Path, ending: str) -> None:
+    """Golden values, from the examples in docs/data.md as they stand."""
+    page = (Path(__file__).parents[2] / "docs/data.md").read_text(encoding="utf-8")
+    table = write(tmp_path / f"metadata.{ending}", page.split(f"```{ending}\n")[1].partition("```")[0])
+    beach, trip = find_records(table)
+    assert (beach.name, beach.caption, beach.weight) == ("clips/beach.mp4", "Waves roll onto a beach.", 1.0)
+    assert trip.path == tmp_path / "clips/trip.mov" and (trip.start_s, trip.end_s, trip.weight) == (12.5, 18.0, 2.0)
+    assert trip.caption is not None and trip.fault is None
