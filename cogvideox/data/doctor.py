@@ -119,7 +119,9 @@ def _read_as_training(entry: Entry, clip: Clip, whole: WholeVideo, wanted: Wante
     return replace(entry, picture=picture.name)
 
 
-def _effective_fps(clip: Clip, whole: WholeVideo, fps: float) -> float:
-    """Different frames of the source in the first sample, over the time that it shows."""
+def _effective_fps(clip: Clip, whole: WholeVideo, fps: float) -> float | None:
+    """Different frames of the source in the first sample, over the time that it shows; None for a single picture."""
+    if len(whole.times) < 2:
+        return None
     picks = nearest_frames(whole.times, wanted_times(clip.start_s(0.0, fps), fps, clip.frame_count))
     return len(np.unique(picks)) * fps / clip.frame_count
