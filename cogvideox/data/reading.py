@@ -11,6 +11,7 @@ decoded at all. Scaling goes from the decoder's YUV to small RGB in one step (`s
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,6 +33,9 @@ DECODER_THREADS = 2
 """Frame threads per open video; a loader runs several workers beside each other."""
 
 OPEN_TIMEOUT_S = 30.0
+
+Video = Path | bytes
+"""A file, or a file's content."""
 
 
 @dataclass(frozen=True)
@@ -59,14 +63,19 @@ class TimedPacket:
     shown_at: int | None
 
 
+def _size(video: Video) -> int:
+    return len(video) if isinstance(video, bytes) else video.stat().st_size
+
+
 @contextmanager
-def open_video(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
+def open_video(video: Video) -> Iterator[tuple[InputContainer, VideoStream]]:
     """The container and its best video stream; closed at the end. Errors of FFmpeg and the system → UnreadableVideo."""
     try:
-        if path.stat().st_size == 0:
+        if _size(video) == 0:
             raise UnreadableVideo("is empty (0 bytes)")
         # Titles that are not UTF-8 are no reason to refuse a video.
-        with av.open(str(path), metadata_errors="ignore", timeout=OPEN_TIMEOUT_S) as container:
+        source = io.BytesIO(video) if isinstance(video, bytes) else str(video)
+        with av.open(source, "r", metadata_errors="ignore", timeout=OPEN_TIMEOUT_S) as container:
             stream = container.streams.best("video")
             if not isinstance(stream, VideoStream) or stream.time_base is None:
                 raise UnreadableVideo("has no video stream")
@@ -77,7 +86,7 @@ def open_video(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
         raise UnreadableVideo(f"cannot be read as a video ({error.strerror or error})") from error
 
 
-def look_at(path: Path, skip_frames: int, start_s: float | None = None, end_s: float | None = None) -> VideoFacts:
+def look_at(video: Video, skip_frames: int, start_s: float | None = None, end_s: float | None = None) -> VideoFacts:
     """Look at a file without decoding: the span left after ignoring `skip_frames` frames at both ends, of the part
     between `start_s` and `end_s` (seconds from the first frame; None: the whole).
 
@@ -85,11 +94,11 @@ def look_at(path: Path, skip_frames: int, start_s: float | None = None, end_s: f
     part of it is wanted. Raises UnreadableVideo: not a video, truncated, or no frame left.
     """
     is_whole = start_s is None and end_s is None
-    with open_video(path) as (container, stream):
+    with open_video(video) as (container, stream):
         index = stream.index_entries
         needed_bytes = max((entry.pos + entry.size for entry in index), default=0)
-        if path.stat().st_size < needed_bytes:
-            raise UnreadableVideo(f"is truncated ({path.stat().st_size:,} bytes; its index needs {needed_bytes:,})")
+        if _size(video) < needed_bytes:
+            raise UnreadableVideo(f"is truncated ({_size(video):,} bytes; its index needs {needed_bytes:,})")
         has_index = is_whole and 0 < stream.frames == len(index)
         head = tail = _first_times(container, stream, skip_frames + 1 if has_index else None)
         if has_index:
@@ -108,14 +117,14 @@ def look_at(path: Path, skip_frames: int, start_s: float | None = None, end_s: f
     return VideoFacts(UsableSpan(head[skip_frames] * base, usable[-1] * base, last_frame_s), height, width)
 
 
-def usable_span(path: Path, skip_frames: int) -> UsableSpan:
+def usable_span(video: Video, skip_frames: int) -> UsableSpan:
     """As `look_at`: the span alone."""
-    return look_at(path, skip_frames).span
+    return look_at(video, skip_frames).span
 
 
-def quarter_turns(path: Path) -> int:
+def quarter_turns(video: Video) -> int:
     """By how many quarters a video is turned when it is shown, from its first frame. Raises UnreadableVideo."""
-    with open_video(path) as (container, stream):
+    with open_video(video) as (container, stream):
         for frame in container.decode(stream):
             return round(frame.rotation / 90) % 4
     raise UnreadableVideo("has no frame that decodes")
@@ -142,7 +151,7 @@ def _shown_size(stream: VideoStream) -> tuple[float, float]:
 
 
 def read_frames(
-    path: Path,
+    video: Video,
     start_s: float,
     fps: float,
     frame_count: int,
@@ -155,7 +164,7 @@ def read_frames(
 
     Raises UnreadableVideo where a wanted frame does not decode cleanly.
     """
-    with open_video(path) as (container, stream):
+    with open_video(video) as (container, stream):
         base = _time_base(stream)
         wanted = wanted_times(start_s, fps, frame_count) / base
         window = _window(container, stream, wanted)

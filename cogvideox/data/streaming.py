@@ -1,0 +1,224 @@
+"""Clips from tar shards, as webdataset writes them: `data_video.VideoDataset`.
+
+How it goes, and why. At the start one rank reads the headers of all shards and tells the others where each sample lies
+in its shard. From then on every sample has a number, and reading one is one read of its bytes, decoded from memory. So
+the order can be a plain function of (seed, epoch) (`stream_order`: shards permuted, then samples shuffled in windows),
+each rank and worker reads just its own samples, an epoch has each once for any number of them, and a run resumes by
+one number without reading what was given. Where samples are only known as they stream by, ranks cannot tell how many
+there are and who has had which, so that none of this would be exact. The price: shards are uncompressed, their headers
+are read before training, and what a `pipe:` command prints is kept in an unnamed temporary file by each process that
+needs it, since a pipe cannot be sought.
+
+A sample that cannot be used (too short, not decodable, no caption) is found out only when its turn comes; the next
+good one of the shards' own order stands in for it, and tells so (REPLACED). Skipping it instead would shift the samples
+of all ranks after it, which no rank could know of the others.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from torch.utils.data import IterableDataset, get_worker_info
+
+from cogvideox import parallel
+from cogvideox.data.checking import LeftOut, describe
+from cogvideox.data.clip_parameters import checked_sizes, faults_of_sampling
+from cogvideox.data.clips import Choices, Clip, ClipSize, within
+from cogvideox.data.mixture import REPLACED, DrawnDataset
+from cogvideox.data.quarantine import read_quarantine
+from cogvideox.data.reading import UnreadableVideo, look_at, read_frames
+from cogvideox.data.records import Record
+from cogvideox.data.sampling import largest_clip_length, shortest_clip_length
+from cogvideox.data.scaling import to_clip
+from cogvideox.data.shards import find_shards
+from cogvideox.data.stream_captions import StreamCaptions, UnusableCaption
+from cogvideox.data.stream_index import IndexedShard, index_shards
+from cogvideox.data.stream_order import StreamOrder
+from cogvideox.data.tars import ShardReader
+from cogvideox.errors import UserError
+
+_logger = logging.getLogger(__name__)
+
+LONGEST_SEARCH = 1000
+"""Samples in a row that may be unusable before a stream counts as broken."""
+
+TOO_SHORT, NO_CAPTION, NOT_DECODABLE = "too short", "without caption", "do not decode"
+
+
+class VideoDataset(DrawnDataset, IterableDataset):
+    """The clips in the tar shards of `path` and `include_dirs` (docs/data.md), each with its caption under `txt_key`.
+
+    `image_size` is (H, W) in pixels, `num_frames` (4k+1) the frames of a sample, `fps` its frame rate. `shuffle_buffer`
+    samples are shuffled with each other, after the shards were (1: shards only). `seed` is the run's where it is None
+    or -1. `meta_names` that have `txt_key` let captions come from SHARD.meta.jsonl. `nshards` has no effect: an epoch
+    is every shard once. The others are as in SFTDataset, but `window` is `random` as in the reference.
+
+    It has numbered samples like SFTDataset, which training uses; iterated by itself it gives this rank's and worker's
+    part of an epoch (`start_at`). A sample is the dict that data_video describes.
+
+    Raises UserError for a wrong parameter, for missing shards, and where they hold no video.
+    """
+
+    SUPPLIED_BY_PARENT: ClassVar[tuple[str, ...]] = ("path",)
+
+    def __init__(
+        self,
+        path: str,
+        image_size: Sequence[int],
+        num_frames: int,
+        fps: int,
+        skip_frms_num: float = 0.0,
+        nshards: int | None = None,
+        seed: int | None = None,
+        meta_names: Sequence[str] | None = None,
+        shuffle_buffer: int = 1000,
+        include_dirs: str | None = None,
+        txt_key: str = "caption",
+        max_pad_fraction: float = 0.5,
+        allow_missing_captions: bool = False,
+        window: Literal["first", "random"] = "random",
+        crop: Literal["center", "random"] = "center",
+        flip_probability: float = 0.0,
+        quarantine: str | None = None,
+        read_timeout_s: float = 120.0,
+    ) -> None:
+        super().__init__()
+        faults = faults_of_sampling(fps, skip_frms_num, max_pad_fraction, flip_probability, read_timeout_s)
+        faults += _faults_of_stream(txt_key, shuffle_buffer)
+        self.size = _checked_size(image_size, num_frames, faults)
+        self.path, self.fps, self.skip_frames, self.max_pad_fraction = path, fps, int(skip_frms_num), max_pad_fraction
+        self.allow_missing_captions, self.read_timeout_s = allow_missing_captions, read_timeout_s
+        self.window, self.crop, self.flip_probability = window, crop, flip_probability
+        self.shuffle_buffer, self.seed = max(1, shuffle_buffer), 0 if seed in (None, -1) else int(seed or 0)
+        self._reader = ShardReader()
+        self._captions = StreamCaptions(self._reader, txt_key, tuple(meta_names or ()))
+        listed = read_quarantine(quarantine)
+        self.shards: list[IndexedShard]
+        self.left_out: list[LeftOut]
+        self.shards, self.left_out = parallel.current().world.on_first(
+            lambda: index_shards(find_shards(path, include_dirs), self._captions.suffixes, listed)
+        )
+        self._ends = np.cumsum([len(each.names) for each in self.shards], dtype=np.int64)
+        self._tell(nshards)
+        self._failures: dict[int, LeftOut] = {}
+        self._start = (0, 0)
+
+    @classmethod
+    def create_dataset_function(cls, path: str, args: Any, **kwargs: Any) -> VideoDataset:
+        """The data set for `path`, as SAT asks for it; `kwargs` are `data.params`, `--quarantine` wins over theirs."""
+        if args is not None and kwargs.get("seed") in (None, -1):
+            kwargs = kwargs | {"seed": args.seed}
+        if args is not None and args.quarantine:
+            kwargs = kwargs | {"quarantine": args.quarantine}
+        return cls(path, **kwargs)
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        """This rank's and worker's samples of one epoch, from `start_at` on."""
+        worker, group = get_worker_info(), parallel.current().data
+        workers, own = (worker.num_workers, worker.id) if worker else (1, 0)
+        epoch, given = self._start
+        order = StreamOrder(self.shard_of(range(len(self))), self.shuffle_buffer, 1, self.seed)
+        for place in range(given + group.rank * workers + own, len(self), group.size * workers):
+            draw = order.draw(epoch, place)
+            yield self.sample(draw.sample, draw.rng())
+
+    def start_at(self, epoch: int, given: int = 0) -> None:
+        """What iterating gives from now on: `epoch` without the `given` samples that all ranks had of it."""
+        self._start = (epoch, given)
+
+    def shard_of(self, indices: Sequence[int]) -> np.ndarray:
+        """The shard's number of each sample."""
+        return np.searchsorted(self._ends, np.asarray(indices), side="right")
+
+    def sample(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
+        """Sample `index` with the choices that `rng` makes, or the next one that can be used."""
+        drawn = Choices.of(rng)
+        start = drawn.window if self.window == "random" else 0.0
+        place = (drawn.top, drawn.left) if self.crop == "random" else (0.5, 0.5)
+        choices = Choices(start, *place, drawn.mirror)
+        replaced: list[LeftOut] = []
+        for step in range(min(len(self), LONGEST_SEARCH)):
+            made = self._made((index + step) % len(self), choices)
+            if not isinstance(made, LeftOut):
+                stood_in_for = [(str(each.video), each.kind, each.reason) for each in replaced]
+                return made | ({REPLACED: stood_in_for} if stood_in_for else {})
+            replaced.append(made)
+        raise UserError(f"{len(replaced)} samples in a row of {self.path} cannot be used: {describe(replaced)}")
+
+    def _made(self, position: int, choices: Choices) -> dict[str, Any] | LeftOut:
+        if position in self._failures:
+            return self._failures[position]
+        shard, row = self._find(position)
+        try:
+            self._reader.prepare(shard.shard)
+            return within(self.read_timeout_s, lambda: self._read(shard, row, choices))
+        except UnusableCaption as error:
+            failure = LeftOut(Path(shard.name_of(row)), NO_CAPTION, str(error))
+        except UnreadableVideo as error:
+            kind = TOO_SHORT if str(error).startswith("is too short") else NOT_DECODABLE
+            failure = LeftOut(Path(shard.name_of(row)), kind, str(error))
+        self._failures[position] = failure
+        return failure
+
+    def _read(self, shard: IndexedShard, row: int, choices: Choices) -> dict[str, Any]:
+        video, *of_caption = shard.places[row].tolist()
+        try:
+            caption = self._captions.find(shard.shard, shard.key_of(row), of_caption)
+        except UnusableCaption:
+            if not self.allow_missing_captions:
+                raise
+            caption = ""
+        content = self._reader.read(shard.shard, *video)
+        clip = self._look(content, shard.name_of(row))
+        start_s = clip.start_s(choices.window, self.fps)
+        crop = (choices.top, choices.left)
+        frames = read_frames(content, start_s, self.fps, clip.frame_count, self.size.picture, crop)
+        if choices.mirror < self.flip_probability:
+            frames = np.ascontiguousarray(frames[:, :, ::-1])
+        mp4 = to_clip(frames, self.size.frames)
+        return {"mp4": mp4, "txt": caption, "num_frames": clip.frame_count, "fps": self.fps}
+
+    def _look(self, content: bytes, name: str) -> Clip:
+        span = look_at(content, self.skip_frames).span
+        available = span.frame_count(self.fps)
+        needed = shortest_clip_length(self.size.frames, self.max_pad_fraction)
+        if largest_clip_length(available) < needed:
+            raise UnreadableVideo(f"is too short: {available} frames at {self.fps} fps; at least {needed} are needed")
+        frame_count = min(self.size.frames, largest_clip_length(available))
+        return Clip(Record(Path(name), name, None), span, 0, frame_count, available)
+
+    def _find(self, position: int) -> tuple[IndexedShard, int]:
+        number = int(np.searchsorted(self._ends, position, side="right"))
+        return self.shards[number], position - int(self._ends[number - 1] if number else 0)
+
+    def _tell(self, nshards: int | None) -> None:
+        if not self.shards:
+            raise UserError(f"the shards of {self.path} hold no sample that can be used: {describe(self.left_out)}")
+        if self.left_out:
+            text = "%s: %d clips in %d shards are used; left out: %s"
+            _logger.warning(text, self.path, len(self), len(self.shards), describe(self.left_out))
+        if nshards is not None and nshards < len(self.shards):
+            _logger.warning("data.params.nshards %d has no effect: an epoch is every shard once", nshards)
+
+
+def _faults_of_stream(txt_key: str, shuffle_buffer: int) -> Iterator[str]:
+    if not txt_key or "/" in txt_key:
+        yield f"data.params.txt_key {txt_key!r}: give the key that captions have in the shards, for example caption"
+    if shuffle_buffer < 0:
+        yield f"data.params.shuffle_buffer {shuffle_buffer}: give 1 (shuffle shards only) or more samples"
+
+
+def _checked_size(image_size: Sequence[int], num_frames: int, faults: Sequence[str]) -> ClipSize:
+    try:
+        return checked_sizes([[num_frames, *image_size]], False, faults)[0]
+    except UserError as error:
+        # The parameters have other names here, as in the reference.
+        text = str(error).replace("params.video_size", "params.image_size")
+        raise UserError(text.replace("params.max_num_frames", "params.num_frames")) from None

@@ -1,0 +1,107 @@
+"""Training loaders for streams: of tar shards, exact and resumable; of data sets of one's own that only iterate."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
+from typing import Any
+
+import numpy as np
+from torch.utils.data import DataLoader, Dataset, IterableDataset
+
+from cogvideox.data.mixture import Mixture, collate
+from cogvideox.data.stream_order import StreamBatches
+from cogvideox.data.streaming import VideoDataset
+from cogvideox.errors import UserError
+from cogvideox.parallel import Group
+from cogvideox.sat_bridge.loaders import TrainLoader, _loading, as_told
+
+
+class StreamLoader(TrainLoader):
+    """As `TrainLoader`, in the order of `stream_order`: samples come shard by shard. For parts that are VideoDatasets.
+
+    The seed and the shuffle window are those of the first part; a part that is named twice comes twice an epoch.
+    """
+
+    batch_sampler: StreamBatches  # type: ignore[assignment]  # it has what TrainLoader uses of RankBatches
+
+    def __init__(self, data: Mixture, group: Group, args: argparse.Namespace, collate_fn: Any = None) -> None:
+        first = data.parts[0][0]
+        assert isinstance(first, VideoDataset), "is_stream has looked"
+        batches = StreamBatches(
+            shards_of(data), first.shuffle_buffer, args.batch_size, group.rank, group.size, first.seed
+        )
+        super().__init__(data, batches, args, collate_fn)  # type: ignore[arg-type]
+
+
+def is_stream(data: Mixture) -> bool:
+    """Whether all parts are tar shards, so that a StreamLoader can give them shard by shard."""
+    return all(isinstance(dataset, VideoDataset) for dataset, _ in data.parts)
+
+
+def shards_of(data: Mixture) -> np.ndarray:
+    """A number for each sample of `data`, alike for those of one shard; samples of one shard lie together."""
+    numbers: list[np.ndarray] = []
+    used = 0
+    for dataset, indices in data.parts:
+        assert isinstance(dataset, VideoDataset), "is_stream has looked"
+        numbers.append(dataset.shard_of(indices) + used)
+        used += len(dataset.shards)
+    return np.concatenate(numbers)
+
+
+class IterableLoader:
+    """Batches of a torch IterableDataset of one's own, which says itself which rank and worker gets what.
+
+    With `iterable_dataset: custom` it gives whole batches, else samples. It begins anew where it ends. A resumed run
+    reads and drops what it had before: the loader knows of no cheaper way.
+    """
+
+    def __init__(self, dataset: Dataset, args: argparse.Namespace, collate_fn: Any = None) -> None:
+        self.dataset = dataset
+        self.replaced: dict[str, tuple[str, str]] = {}
+        self.new_replaced: list[tuple[str, str, str]] = []
+        self._accumulation, self._skip = args.gradient_accumulation_steps, 0
+        gives_batches = args.iterable_dataset == "custom"
+        self._loader = DataLoader(
+            dataset,
+            batch_size=None if gives_batches else args.batch_size,
+            collate_fn=collate_fn or (None if gives_batches else collate),
+            drop_last=not gives_batches,
+            **_loading(args),
+        )
+
+    def start_at(self, iteration: int, skipped_batches: int = 0, state: Mapping[str, Any] | None = None) -> bool:
+        """Continue with the batches of `iteration`, or after those of `state`."""
+        self._skip = state["steps"] if state is not None else iteration * self._accumulation + skipped_batches
+        return True
+
+    def state(self, iteration: int, skipped_batches: int = 0) -> dict[str, Any]:
+        """What to save after `iteration`: the batches that this rank was given."""
+        return {"samples": None, "steps": iteration * self._accumulation + skipped_batches}
+
+    def __iter__(self) -> Iterator[Any]:
+        return islice(self._endless(), self._skip, None)
+
+    def _endless(self) -> Iterator[Any]:
+        while True:
+            is_empty = True
+            for batch in as_told(iter(self._loader)):
+                is_empty = False
+                yield batch
+            if is_empty:
+                raise UserError(
+                    "the iterable data set (data.target) gives no batch: it needs at least batch_size samples"
+                )
+
+    def __len__(self) -> int:
+        raise UserError("--epochs needs data with a known length, but data.target is a stream: give --train-iters")
+
+
+def only_iterates(datasets: Sequence[Dataset]) -> bool:
+    """Whether there is a data set that has no numbered samples. UserError where it is not the only one."""
+    streams = [each for each in datasets if isinstance(each, IterableDataset) and not isinstance(each, VideoDataset)]
+    if streams and len(datasets) > 1:
+        raise UserError(f"train_data names {len(datasets)} places, but an iterable data set of one's own stands alone")
+    return bool(streams)
