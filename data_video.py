@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypeVar
 
 import numpy as np
 
@@ -22,10 +22,13 @@ from cogvideox.data.clips import Choices, Clip, ClipSize, look, read_clip
 from cogvideox.data.mixture import REPLACED, DrawnDataset
 from cogvideox.data.quarantine import read_quarantine
 from cogvideox.data.reading import UnreadableVideo
-from cogvideox.data.records import Record, find_records
+from cogvideox.data.records import WITHOUT_CAPTION, Record, find_records
 from cogvideox.data.scaling import to_clip
 from cogvideox.errors import UserError
 
+T = TypeVar("T")
+
+MOST_REPEATS = 1000  # of a sample in an epoch
 _logger = logging.getLogger(__name__)
 
 
@@ -101,63 +104,75 @@ class SFTDataset(DrawnDataset):
 
     def sample(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
         """Sample `index` with the choices that `rng` makes, as far as the parameters leave any."""
+        return self._sample(index, self.choices(rng))
+
+    @property
+    def has_choices(self) -> bool:
+        """Whether a clip's samples differ from each other."""
+        return self.window == "random" or self.crop == "random" or 0 < self.flip_probability < 1
+
+    def choices(self, rng: np.random.Generator) -> Choices:
+        """The choices that `rng` makes, as far as the parameters leave any."""
         drawn = Choices.of(rng)
         window = drawn.window if self.window == "random" else 0.0
         top, left = (drawn.top, drawn.left) if self.crop == "random" else (0.5, 0.5)
-        return self._sample(index, Choices(window, top, left, drawn.mirror))
+        return Choices(window, top, left, drawn.mirror)
 
     def bucket_of(self, index: int) -> int:
         """Which of `sizes` sample `index` has."""
         return self.clips[index].bucket
 
     def repeats(self, index: int) -> int:
-        """How often sample `index` comes in an epoch: its record's weight over the least one, rounded."""
-        return max(1, round(self.clips[index].record.weight / self._least_weight))
+        """How often sample `index` comes in an epoch: its record's weight over the least one, rounded, at most 1000."""
+        return min(MOST_REPEATS, max(1, round(self.clips[index].record.weight / self._least_weight)))
 
     def size_of(self, index: int) -> ClipSize:
         """The size of sample `index`."""
         return self.sizes[self.clips[index].bucket]
 
+    def first_of_its_size(self, index: int, find: Callable[[int], T | None]) -> T:
+        """`find` of sample `index`, or of the next one of its size for which it finds anything. UserError: of none."""
+        for step in range(len(self.clips)):
+            position = (index + step) % len(self.clips)
+            if self.clips[position].bucket == self.clips[index].bucket and (found := find(position)) is not None:
+                return found
+        size = self.size_of(index)
+        raise UserError(
+            f"no clip of {size.frames} frames at {size.height}×{size.width} in {self.data_dir} can be read any more: "
+            f"{describe(list(self._failures.values()))}\nReplace these files or take them out of the data."
+        )
+
+    def read(self, index: int, choices: Choices) -> np.ndarray:
+        """The uint8 frames (F, H, W, 3) of a sample, F of them real. Raises UnreadableVideo."""
+        clip, size = self.clips[index], self.size_of(index)
+        return read_clip(clip, size, self.fps, choices, self.flip_probability, self.read_timeout_s)
+
     def _sample(self, index: int, choices: Choices) -> dict[str, Any]:
-        position, replaced = index, []
-        while (frames := self._read(position, choices)) is None:
-            replaced.append(self._failures[position])
-            position = self._next_of_its_size(position, index)
-        clip = self.clips[position]
-        sample = {
-            "mp4": to_clip(frames, self.size_of(position).frames),
-            "txt": clip.caption,
-            "num_frames": clip.frame_count,
-            "fps": self.fps,
-        }
-        stood_in_for = [(str(each.video), each.kind, each.reason) for each in replaced]
-        return sample | ({REPLACED: stood_in_for} if replaced else {})
+        replaced: list[tuple[str, str, str]] = []
+
+        def made(position: int) -> dict[str, Any] | None:
+            frames = self._read(position, choices)
+            if frames is None:
+                failure = self._failures[position]
+                replaced.append((str(failure.video), failure.kind, failure.reason))
+                return None
+            clip = self.clips[position]
+            mp4 = to_clip(frames, self.size_of(position).frames)
+            return {"mp4": mp4, "txt": clip.caption, "num_frames": clip.frame_count, "fps": self.fps}
+
+        sample = self.first_of_its_size(index, made)
+        return sample | ({REPLACED: replaced} if replaced else {})
 
     def _read(self, position: int, choices: Choices) -> np.ndarray | None:
-        """uint8 frames (F, H, W, 3) of a clip; None where it does not decode, now or when it was tried before."""
+        """The frames of a clip; None where it does not decode, now or when it was tried before."""
         if position in self._failures:
             return None
-        clip = self.clips[position]
         try:
-            return read_clip(
-                clip, self.size_of(position), self.fps, choices, self.flip_probability, self.read_timeout_s
-            )
+            return self.read(position, choices)
         except UnreadableVideo as error:
-            self._failures[position] = LeftOut(Path(clip.record.name), "do not decode", str(error))
+            name = Path(self.clips[position].record.name)
+            self._failures[position] = LeftOut(name, "do not decode", str(error))
             return None
-
-    def _next_of_its_size(self, position: int, index: int) -> int:
-        bucket = self.clips[index].bucket
-        following = (position + 1) % len(self.clips)
-        while self.clips[following].bucket != bucket:
-            following = (following + 1) % len(self.clips)
-        if following == index:
-            size = self.sizes[bucket]
-            raise UserError(
-                f"no clip of {size.frames} frames at {size.height}×{size.width} in {self.data_dir} decodes: "
-                f"{describe(list(self._failures.values()))}\nReplace these files or take them out of the data."
-            )
-        return following
 
     def _look_at_all(self) -> tuple[list[Clip], list[LeftOut]]:
         records = find_records(self.data_dir, self.format)
@@ -180,6 +195,8 @@ class SFTDataset(DrawnDataset):
     def _look(self, record: Record) -> Clip | LeftOut:
         if self._quarantine.names(record):
             return LeftOut(Path(record.name), "in quarantine", "is named in the list")
+        if record.caption is None and record.kind != WITHOUT_CAPTION:
+            return LeftOut(Path(record.name), record.kind, record.fault or "cannot be used")
         if record.weight <= 0:
             return LeftOut(Path(record.name), "without weight", f"has weight {record.weight:g}")
         found = look(record, self.sizes, self.fps, self.skip_frames, self.max_pad_fraction)

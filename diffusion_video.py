@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from cogvideox import parallel
 from cogvideox.checkpoint.loading import StartingWeights
-from cogvideox.checkpoint.naming import network_names
+from cogvideox.conditioning.conditioner import without_encoders
 from cogvideox.conditioning.images import coarsened, noised_images, placed_in_time, with_dropout
 from cogvideox.config import instantiate, resolve_target
 from cogvideox.diffusion.sampler import NoiseSource, shared_normal
@@ -29,7 +29,8 @@ from cogvideox.errors import UserError
 from cogvideox.platform import autocast, current_device
 from cogvideox.telemetry.phases import phases
 from cogvideox.transformer.layout import pad_in_front
-from cogvideox.transformer.lora import LoraLinear, is_adapter
+from cogvideox.transformer.lora import is_adapter
+from cogvideox.transformer.weights import freeze, load_starting_weights
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +48,7 @@ class SATVideoDiffusionEngine(nn.Module):
     def __init__(self, args: argparse.Namespace, params_dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
         config: Mapping[str, Any] = args.model_config
+        is_cached = bool(getattr(args, "cache", None))  # both encoders have done their work (latent_cache.py)
         self.dtype = params_dtype
         self.input_key: str = config.get("input_key", "mp4")
         self.latent_input: bool = config.get("latent_input", False)
@@ -71,8 +73,11 @@ class SATVideoDiffusionEngine(nn.Module):
         self.sampler = instantiate(config["sampler_config"]) if config.get("sampler_config") else None
         self.first_stage_model: Any
         self.conditioner: Any
-        self._hold_frozen("first_stage_model", instantiate(config["first_stage_config"]))
-        conditioner = instantiate(config["conditioner_config"])
+        first_stage = config["first_stage_config"]
+        self.regularization = instantiate(first_stage["params"]["regularizer_config"])
+        if not is_cached or (args.do_valid and args.eval_interval or args.do_test) and not args.only_log_video_latents:
+            self._hold_frozen("first_stage_model", instantiate(first_stage))
+        conditioner = instantiate((without_encoders if is_cached else dict)(config["conditioner_config"]))
         if any(embedder.is_trainable for embedder in conditioner.embedders):
             self.conditioner = conditioner
         else:
@@ -96,8 +101,8 @@ class SATVideoDiffusionEngine(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SATVideoDiffusionEngine:
         """Casts and moves reach the modules held outside the tree too."""
         for name in ("first_stage_model", "conditioner"):
-            if name not in self._modules:
-                getattr(self, name)._apply(fn)
+            if name not in self._modules and (held := getattr(self, name, None)) is not None:
+                held._apply(fn)
         return super()._apply(fn, recurse)
 
     def train(self, mode: bool = True) -> SATVideoDiffusionEngine:
@@ -111,34 +116,11 @@ class SATVideoDiffusionEngine(nn.Module):
         Raises:
             UserError: nothing is left to train.
         """
-        for name, parameter in self.named_parameters():
-            frozen = any(prefix == "all" or name.startswith(prefix) for prefix in self.not_trainable_prefixes)
-            if frozen and not is_adapter(name):
-                parameter.requires_grad_(False)
-        trainable = sum(parameter.numel() for parameter in self.parameters() if parameter.requires_grad)
-        total = sum(parameter.numel() for parameter in self.parameters())
-        if trainable == 0:
-            raise UserError(
-                f"not_trainable_prefixes {self.not_trainable_prefixes} leaves nothing to train: add a lora_config to "
-                "model.network_config.params.modules, or remove the prefix (model.not_trainable_prefixes)"
-            )
-        logger.info("training %s of %s parameters", f"{trainable:,}", f"{total:,}")
+        freeze(self, self.not_trainable_prefixes)
 
     def load_weights(self, weights: StartingWeights, allow_missing: bool) -> None:
-        """Load a checkpoint's transformer; a VAE or T5 in it is passed over.
-
-        Names may start with `model.diffusion_model.` as in SAT's files, be the transformer's own, diffusers' or PEFT's.
-
-        Raises:
-            UserError: names or shapes that do not fit, all listed.
-        """
-        scaling = next((layer.scaling for layer in self.network.modules() if isinstance(layer, LoraLinear)), 1.0)
-        state = network_names(weights.state_dict, scaling)
-        ranks = parallel.current().model
-        if ranks.size > 1 and not weights.is_shard:
-            state = {name: self.network.shard(name, tensor, ranks.rank, ranks.size) for name, tensor in state.items()}
-        anew = sum(map(is_adapter, self.network.load_weights(state, str(weights.source), allow_missing)))
-        logger.info("loaded %s: %d weights; %d adapters start anew", weights.source, len(state), anew)
+        """Load a checkpoint's transformer, as `load_starting_weights`."""
+        load_starting_weights(self.network, weights, allow_missing)
 
     def shared_step(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of a batch (`mp4`, `txt`, …): mean over its samples, and the same in a dict for the log.
@@ -146,13 +128,13 @@ class SATVideoDiffusionEngine(nn.Module):
         Draws, in order: noise on first frames, their latents, the clips' latents, image dropout, then the loss's.
         """
         with phases("vae"):
-            clips = self.get_input(batch)
-            image_latents = self.encode_images(noised_images(clips[:, 0])) if self.noised_image_input else None
-            latents = self.latents_of(clips)
+            image_latents = self.image_latents_of(batch, noised=True) if self.noised_image_input else None
+            latents = self.latents_of(batch)
             z = pad_in_front(latents, self.patch_t)
             batch = batch | {"padding_frames": z.shape[1] - latents.shape[1]}
             if self.lr_scale is not None:
-                batch["lr_input"] = pad_in_front(self.encode_clips(coarsened(clips, self.lr_scale)), self.patch_t)
+                coarse = coarsened(self.get_input(batch), self.lr_scale)
+                batch["lr_input"] = pad_in_front(self.encode_clips(coarse), self.patch_t)
             if image_latents is not None:
                 rate = self.noised_image_dropout if self.training else 0.0
                 shown = parallel.current().model.broadcast(with_dropout(image_latents, rate))
@@ -172,9 +154,28 @@ class SATVideoDiffusionEngine(nn.Module):
         """The clips of the batch, (B,F,3,H,W), or its latents, in the engine's dtype and place."""
         return batch[self.input_key].to(self.device, self.dtype)
 
-    def latents_of(self, given: Tensor) -> Tensor:
-        """Scaled latents (B,T,C,h,w) of `get_input`'s clips, or of its latents."""
+    def latents_of(self, batch: Mapping[str, Any]) -> Tensor:
+        """Scaled latents (B,T,C,h,w) of a batch's clips, of its cached `moments`, or of its latents."""
+        if "moments" in batch:
+            return self.draw_latents(batch["moments"])
+        given = self.get_input(batch)
         return given * self.scale_factor if self.latent_input else self.encode_clips(given)
+
+    def image_latents_of(self, batch: Mapping[str, Any], noised: bool) -> Tensor:
+        """Latents (B,1,C,h,w) of the clips' first frames, with noise on them or without."""
+        if "moments" in batch:
+            return self._as_images(self.draw_latents(batch["image_moments" if noised else "first_frame_moments"]))
+        images = self.get_input(batch)[:, 0]
+        return self.encode_images(noised_images(images) if noised else images)
+
+    @torch.no_grad()
+    def draw_latents(self, moments: Tensor) -> Tensor:
+        """Means and log variances (B,2C,T,h,w) of posteriors → scaled latents (B,T,C,h,w), drawn as `encode_clips`."""
+        with autocast(self.dtype if self.first_stage_autocast else None):
+            parts = [self.regularization(part) for part in self._in_parts(moments.to(self.device))]
+            z = torch.cat([self.regularization.draw(part) for part in parts])
+        z = rearrange((z * self.scale_factor).to(self.dtype), "b c t h w -> b t c h w")
+        return parallel.current().model.broadcast(z.contiguous())
 
     def encode_clips(self, clips: Tensor) -> Tensor:
         """Clips (B,F,3,H,W) in [-1, 1] → scaled latents (B,T,C,h,w), drawn from the VAE's posterior, alike in a model
@@ -185,7 +186,9 @@ class SATVideoDiffusionEngine(nn.Module):
 
     def encode_images(self, images: Tensor) -> Tensor:
         """Images (B,3,H,W) in [-1, 1] → latents (B,1,C,h,w) scaled by `image_scale_factor`, for `concat_images`."""
-        z = self.encode_clips(images[:, None].to(self.device, self.dtype))
+        return self._as_images(self.encode_clips(images[:, None].to(self.device, self.dtype)))
+
+    def _as_images(self, z: Tensor) -> Tensor:
         return z if self.image_scale_factor == self.scale_factor else z * (self.image_scale_factor / self.scale_factor)
 
     def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
@@ -261,23 +264,21 @@ class SATVideoDiffusionEngine(nn.Module):
         """What an evaluation shows of the first `N` clips: `inputs`, `reconstructions` (through the VAE and back) and
         `samples` (from their captions), each (B,F,3,H,W) float32, or `latents` (B,T,C,h,w), unscaled, alone.
         """
-        given = self.get_input(batch)[:N]
         first = {key: value[:N] for key, value in batch.items() if isinstance(value, list | Tensor)}
         cond, uc = self.conditioner.get_unconditional_conditioning(
             first, force_uc_zero_embeddings=[embedder.input_key for embedder in self.conditioner.embedders]
         )
-        z = self.latents_of(given)
-        images = self.encode_images(given[:, 0]) if self.noised_image_input else None
-        samples = self.sample(self._cast(cond), self._cast(uc), len(given), tuple(z.shape[1:]), image_latents=images)
+        z = self.latents_of(first)
+        images = self.image_latents_of(first, noised=False) if self.noised_image_input else None
+        samples = self.sample(self._cast(cond), self._cast(uc), len(z), tuple(z.shape[1:]), image_latents=images)
         if only_log_video_latents:
             return {"latents": samples.float() / self.scale_factor}
         decoded = self.decode_clips(z)
-        inputs = decoded if self.latent_input else given.float()
+        inputs = decoded if self.latent_input or "moments" in batch else self.get_input(first).float()
         return {"inputs": inputs, "reconstructions": decoded, "samples": self.decode_clips(samples)}
 
     def _cast(self, cond: Mapping[str, Any]) -> dict[str, Any]:
-        place = self.device, self.dtype
-        return {key: value.to(*place) if isinstance(value, Tensor) else value for key, value in cond.items()}
+        return {k: v.to(self.device, self.dtype) if isinstance(v, Tensor) else v for k, v in cond.items()}
 
     def _in_parts(self, x: Tensor) -> tuple[Tensor, ...]:
         return x.split(self.samples_at_a_time or len(x))

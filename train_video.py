@@ -59,7 +59,7 @@ def forward_step_eval(
     import torch
 
     batch = _next_batch(data_iterator, timers)
-    if batch["mp4"].dim() == 6:
+    if "mp4" in batch and batch["mp4"].dim() == 6:
         batch = flatten_views(batch)
     log_video(batch, model, args, only_log_video_latents, report_videos)
     batch["global_step"] = args.iteration
@@ -133,6 +133,7 @@ def train(args: argparse.Namespace) -> None:
 
     from cogvideox.config import resolve_target
     from cogvideox.sat_bridge.bridge import bent
+    from cogvideox.sat_bridge.building import training_dtype
     from cogvideox.telemetry.phases import phases
     from diffusion_video import SATVideoDiffusionEngine
 
@@ -146,7 +147,11 @@ def train(args: argparse.Namespace) -> None:
     args.log_config = [yaml.safe_load(Path(base).read_text(encoding="utf-8")) for base in args.base]
     initialize_distributed(args)
     data_class = resolve_target(args.data_config["target"])
-    create_dataset_function = partial(data_class.create_dataset_function, **args.data_config["params"])
+    create_dataset_function: Any = partial(data_class.create_dataset_function, **args.data_config["params"])
+    if args.cache:
+        from latent_cache import cached
+
+        create_dataset_function = cached(create_dataset_function, training_dtype(args))
     with bent(args) as run:
         from sat.training.deepspeed_training import training_main
 

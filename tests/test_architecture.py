@@ -24,6 +24,7 @@ MODULES = frozenset({"data_video", "arguments"})
 
 # Unit → the other units that it may import. Entries and tools may import everything but each other.
 MAY_IMPORT: dict[str, frozenset[str]] = {
+    "latent_cache": MODULES | MIDDLE_ROOMS | BASE_ROOMS,
     "diffusion_video": MODULES | MIDDLE_ROOMS | BASE_ROOMS | {"sat_bridge"},
     "sat_bridge": BASE_ROOMS | {"telemetry"},
     **dict.fromkeys(MODULES | MIDDLE_ROOMS, BASE_ROOMS),
@@ -82,7 +83,7 @@ def unit_of_module(module: str) -> str | None:
         return rest[0] if rest else "cogvideox"
     if top in ENTRIES:
         return "entries"
-    return top if top in MODULES or top in ("diffusion_video", "tools") else None
+    return top if top in MODULES or top in ("diffusion_video", "latent_cache", "tools") else None
 
 
 def unit_of(path: Path) -> str | None:

@@ -34,6 +34,25 @@ class Embedder(nn.Module):
     input_key: str = ""
 
 
+class AbsentEmbedder(Embedder):
+    """Stands where all embeddings come with the batch, so that no encoder is built."""
+
+    def forward(self, values: Any) -> Tensor:
+        """UserError: something was not embedded before."""
+        raise UserError(
+            f"the batch has no {self.input_key}_embedding, and with --cache there is no encoder to make it from "
+            f"{values!r}: leave --cache out"
+        )
+
+
+def without_encoders(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A conditioner's config with nothing in the embedders' places; dropout rates and keys stay."""
+    absent = f"{AbsentEmbedder.__module__}.{AbsentEmbedder.__name__}"
+    params = config["params"]
+    nodes = [{**node, "target": absent, "params": {}} for node in params["emb_models"]]
+    return {**config, "params": {**params, "emb_models": nodes}}
+
+
 class GeneralConditioner(nn.Module):
     """Runs the embedders that `emb_models` lists and drops embeddings of whole samples in training.
 
@@ -57,6 +76,7 @@ class GeneralConditioner(nn.Module):
     ) -> dict[str, Tensor]:
         """The conditioning: `crossattn` (B,N,D) for text. Caption dropout happens in training mode only.
 
+        An embedding that the batch has already, as `<input_key>_embedding`, is taken as it is.
         Embeddings whose input key is in `force_zero_embeddings` are zeros.
         """
         embeddings = self._embed(batch)
@@ -88,6 +108,9 @@ class GeneralConditioner(nn.Module):
     def _embed(self, batch: Mapping[str, Any]) -> list[Tensor]:
         embeddings = []
         for embedder in self._embedders():
+            if (ready := batch.get(f"{embedder.input_key}_embedding")) is not None:
+                embeddings.append(ready)
+                continue
             if embedder.input_key not in batch:
                 raise UserError(
                     f"the batch has no `{embedder.input_key}` (conditioner_config: input_key), it has {sorted(batch)}: "

@@ -148,6 +148,9 @@ _DEEPSPEED = [
 _OURS = [
     Flag("explain", str | None, None, "print the value of a key and who set it, then stop", only_flag=True),
     Flag("allow-target", list[str], [], "Python modules that `target:` may name besides ours", only_flag=True),
+    Flag("cache", str | None, None, "folder that keeps what the VAE and the text encoder make of the data; what is "
+         "missing is encoded before the training"),
+    Flag("cache-variants", int, 8, "random windows, crops and flips that the cache keeps of each clip", 1),
     Flag("quarantine", str | None, None, "file with names of clips, one a line, that are not to be trained on, as "
          "tools/check_data.py writes it"),
     Flag("max-bad-fraction", float, 0.5, "share of the clips that may fail to decode in training before it ends", 0.0,

@@ -49,6 +49,7 @@ def reconcile(settings: Settings, problems: list[Problem]) -> list[str]:
     _settle_stage(settings, notes)
     _settle_transformer_args(settings, problems, notes)
     _settle_length(settings, notes)
+    _settle_cache(settings)
     _allow_our_optimizers(settings, notes)
     if settings.get("deepspeed.optimizer.type") is None:
         settings.set("deepspeed.optimizer.type", DEFAULT_OPTIMIZER, DEFAULT)
@@ -130,6 +131,23 @@ def _settle_length(settings: Settings, notes: list[str]) -> None:
             if not settings.is_from_command_line(opposite):
                 notes.append(f"{opposite} ({settings.source(opposite)}) is taken back by {settings.source(arg)}")
                 settings.set(opposite, None, settings.source(arg))
+
+
+def _settle_cache(settings: Settings) -> None:
+    """`data.params.cache` says the same as `--cache`, which wins; true is a folder beside the first of the data."""
+    key = "data.params.cache"
+    value = settings.get(key, MISSING)
+    if value is MISSING:
+        return
+    if value is True:
+        folders = settings.get("args.train_data")
+        first = folders[0] if isinstance(folders, list) and folders else "data"
+        settings.set(key, f"{str(first).rstrip('/')}.cache", settings.source(key))
+    if value is False or settings.is_given("args.cache"):
+        settings.remove(key)
+        return
+    settings.remove("args.cache")
+    settings.move(key, "args.cache")
 
 
 def _settle_transformer_args(settings: Settings, problems: list[Problem], notes: list[str]) -> None:

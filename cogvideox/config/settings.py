@@ -101,6 +101,13 @@ class Settings:
             if self.get(place, MISSING) is MISSING:
                 self.set(place, leaf, sources[key])
 
+    def remove(self, key: str) -> None:
+        """Take a key out, with all that stands below it and its history."""
+        parent, _, name = key.rpartition(".")
+        self.get(parent).pop(name, None)
+        for each in [each for each in self.history if each == key or each.startswith(key + ".")]:
+            del self.history[each]
+
     def merge(self, new: Mapping[str, Any], sources: Mapping[str, str], fallback: str) -> None:
         """Lay `new` over the tree: mappings merge, everything else (lists too) replaces."""
         for key, value in _replacements(self.tree, new, ""):

@@ -9,7 +9,7 @@ import pytest
 import torch
 from scipy.stats import binomtest
 
-from cogvideox.conditioning.conditioner import GeneralConditioner
+from cogvideox.conditioning.conditioner import GeneralConditioner, without_encoders
 from cogvideox.config import allowed_modules, instantiate
 from cogvideox.errors import UserError
 from tests.conditioning.embedders import node
@@ -131,3 +131,17 @@ def test_model_parallel_ranks_drop_the_same_captions(together):
     module = conditioner(node(ucg_rate=0.5), **params)
     first, second = on_both_ranks(lambda: module({"txt": ["a"] * 64})["crossattn"])
     assert torch.equal(first, second) and 0 < first.mean() < 1
+
+
+def test_an_embedding_that_the_batch_has_is_taken_as_it_is_and_dropped_like_any_other():
+    """Truth: identity. Nothing is embedded; the dropout's draws are those of embedding."""
+    config = {"target": "sgm.modules.GeneralConditioner", "params": {"emb_models": [node(ucg_rate=0.5)]}}
+    built, absent = instantiate(config), instantiate(without_encoders(config))
+    ready = built.eval()({"txt": ["a"] * 8})["crossattn"]
+    torch.manual_seed(1)
+    expected = built.train()({"txt": ["a"] * 8})["crossattn"]
+    torch.manual_seed(1)
+    batch = {"txt": ["a"] * 8, "txt_embedding": ready}
+    assert torch.equal(absent.train()(batch)["crossattn"], expected) and 0 < float(expected.mean()) < 1
+    with pytest.raises(UserError, match="no txt_embedding"):
+        absent({"txt": ["a"]})

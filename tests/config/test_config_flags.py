@@ -15,7 +15,7 @@ from cogvideox.config.flags import FLAGS, INERT_FLAGS
 
 ROOT = Path(__file__).resolve().parents[2]
 QUICKSTART = str(ROOT / "configs/quickstart.yaml")
-ENTRIES = ("train_video.py", "diffusion_video.py", "data_video.py", "arguments.py")
+ENTRIES = ("train_video.py", "diffusion_video.py", "data_video.py", "latent_cache.py", "arguments.py")
 # Where settings are read by their name as text: before the namespace exists.
 READ_BY_NAME = ("arguments.py", "cogvideox/config/preflight.py", "cogvideox/config/reconcile.py")
 # SAT reads them for something that we replace: the folder of its writer, the place of its sampler.

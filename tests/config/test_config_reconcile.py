@@ -99,3 +99,12 @@ def test_args_decide_on_model_parallel_ranks(run: Run, write: Write, monkeypatch
     args = run("--model-parallel-size", "2", base=(QUICKSTART, stale))
     assert args.model_config["network_config"]["params"]["transformer_args"]["model_parallel_size"] == 2
     assert any("model_parallel_size (4" in note for note in args.config_notes)
+
+
+def test_a_cache_may_be_asked_for_in_the_data(run: Run, place: Path, write: Write) -> None:
+    """Golden values: true is a folder beside the data, a flag wins, false is none."""
+    where = "data.params.cache"
+    assert run(f"{where}=true").cache == f"{place}/clips.cache"
+    assert run(f"{where}=/kept").cache == "/kept" and run(f"{where}=/kept", "--cache", "/mine").cache == "/mine"
+    assert run(f"{where}=false").cache is None and "cache" not in run(f"{where}=true").data_config["params"]
+    assert run(base=(QUICKSTART, write("args:\n  cache: /file\n"))).cache == "/file"

@@ -1,0 +1,139 @@
+# C latent channels, T latent frames, h w, N text tokens, D width
+"""A data set of clips whose samples are what the VAE and the text encoder made of them, read from a cache.
+
+A sample has `moments` (2C, T, h, w), means and log variances of the latent's posterior, unscaled, in place of `mp4`,
+and `txt_embedding` (N, D) beside `txt`. For image-to-video it has `image_moments` (2C, 1, h, w) of the first frame with
+noise, one of a few that were encoded, and `first_frame_moments` of it without: the noise goes on the picture before it
+is encoded, so that it cannot be added to what is kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from cogvideox.data.cache_keys import latent_key, prompt_key
+from cogvideox.data.cache_store import CacheStore
+from cogvideox.data.clips import Choices, Clip, ClipSize
+from cogvideox.data.mixture import REPLACED, DrawnDataset
+
+CLIP, IMAGES, EMBEDDING = "moments", "images", "embedding"
+
+
+@dataclass(frozen=True)
+class Encoders:
+    """What decides what a clip and a caption become: content digests of both encoders' files, and the dtype.
+
+    `image_noises` first frames with noise are kept for each clip, and one without; 0 where no picture is needed.
+    """
+
+    vae: str
+    text: str
+    max_length: int
+    dtype: str
+    image_noises: int = 0
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """An entry that a data set needs: sample `index`, made with `choices`."""
+
+    key: str
+    index: int
+    choices: Choices
+
+
+class CachedClips(DrawnDataset):
+    """The samples of `base` from `store`. Where its samples have random choices, `variants` of each are kept, and one
+    of them is drawn. `digests` are of the clips' files, in order.
+    """
+
+    def __init__(self, base: Any, store: CacheStore, digests: list[str], encoders: Encoders, variants: int) -> None:
+        super().__init__()
+        self.base, self.store, self.encoders = base, store, encoders
+        self._digests = digests
+        self.variants = variants if base.has_choices else 1
+
+    def __len__(self) -> int:
+        return len(self.base)
+
+    def bucket_of(self, index: int) -> int:
+        """As the data set's."""
+        return self.base.bucket_of(index)
+
+    def repeats(self, index: int) -> int:
+        """As the data set's."""
+        return self.base.repeats(index)
+
+    def wanted(self) -> Iterator[Wanted]:
+        """Every entry of a clip that may be drawn."""
+        for index in range(len(self)):
+            for variant in range(self.variants):
+                choices = self._choices(index, variant)
+                yield Wanted(self.latent_key(index, choices), index, choices)
+
+    def captions(self) -> dict[str, str]:
+        """Every caption by its key."""
+        return {self.prompt_key(clip.caption): clip.caption for clip in self.base.clips}
+
+    def latent_key(self, index: int, choices: Choices) -> str:
+        """The key of a clip's entry: all that decides its content."""
+        clip: Clip = self.base.clips[index]
+        size: ClipSize = self.base.sizes[clip.bucket]
+        return latent_key(
+            self._digests[index],
+            start_s=clip.start_s(choices.window, self.base.fps),
+            fps=float(self.base.fps),
+            frame_count=clip.frame_count,
+            frames=size.frames,
+            size=size.picture,
+            place=(choices.top, choices.left),
+            mirrored=choices.mirror < self.base.flip_probability,
+            vae_digest=self.encoders.vae,
+            dtype=self.encoders.dtype,
+            kind=f"clip and {self.encoders.image_noises} first frames" if self.encoders.image_noises else "clip",
+        )
+
+    def prompt_key(self, text: str) -> str:
+        """The key of a caption's entry."""
+        encoders = self.encoders
+        return prompt_key(text, encoder_digest=encoders.text, max_length=encoders.max_length, dtype=encoders.dtype)
+
+    def sample(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
+        """One of the variants of sample `index`; where it is not to be had, the next one of its size."""
+        variant, noise = int(rng.integers(self.variants)), int(rng.integers(max(1, self.encoders.image_noises)))
+        replaced: list[tuple[str, str, str]] = []
+
+        def found(position: int) -> dict[str, Any] | None:
+            sample = self._entry(position, variant, noise)
+            if sample is None:
+                name = self.base.clips[position].record.name
+                replaced.append((name, "not in the cache", "has no whole entry in the cache"))
+            return sample
+
+        sample = self.base.first_of_its_size(index, found)
+        return sample | ({REPLACED: replaced} if replaced else {})
+
+    def _entry(self, index: int, variant: int, noise: int) -> dict[str, Any] | None:
+        clip: Clip = self.base.clips[index]
+        entry = self.store.get(self.latent_key(index, self._choices(index, variant)))
+        text = self.store.get(self.prompt_key(clip.caption))
+        if entry is None or text is None:
+            return None
+        sample: dict[str, Any] = {
+            "moments": entry[CLIP],
+            "txt": clip.caption,
+            "txt_embedding": text[EMBEDDING],
+            "num_frames": clip.frame_count,
+            "fps": self.base.fps,
+        }
+        if self.encoders.image_noises:
+            sample |= {"image_moments": entry[IMAGES][noise], "first_frame_moments": entry[IMAGES][-1]}
+        return sample
+
+    def _choices(self, index: int, variant: int) -> Choices:
+        """The same for the same clip and variant, whatever else is in the data."""
+        return self.base.choices(np.random.default_rng([variant, int(self._digests[index][:15], 16)]))
