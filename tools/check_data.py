@@ -148,9 +148,7 @@ def examine_all(records: Sequence[Record], pictures: dict[int, Path], wanted: Wa
     entries: dict[int, Entry] = {}
     bad = 0
     # A read that takes too long says so itself; the process is only killed where it cannot.
-    answers = in_processes(
-        partial(examine, wanted=wanted), files, workers, wanted.timeout_s + 5, ["cogvideox.data.doctor"]
-    )
+    answers = in_processes(partial(examine, wanted=wanted), files, workers, wanted.timeout_s + 5)
     with tqdm(total=len(files), unit="file") as bar:
         for place, answer in answers:
             if isinstance(answer, Lost):

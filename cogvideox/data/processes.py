@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
-from multiprocessing.context import ForkServerProcess
+from multiprocessing.context import SpawnProcess
 from typing import Any, Generic, TypeVar
 
 Job = TypeVar("Job")
@@ -33,16 +33,15 @@ def in_processes(
     jobs: Sequence[Job],
     workers: int,
     stall_s: float,
-    preload: Sequence[str] = (),
 ) -> Iterator[tuple[int, Answer | Lost]]:
     """`work(job, alive)` for every job: (its place, its answer), as they come.
 
     Each process has one job at a time and is replaced where it crashes, or where neither an answer nor a call of
-    `alive` has come for `stall_s` seconds. `work` is a function of a module, or a partial of one; the modules of
-    `preload` are imported once for all processes. Raises RuntimeError where no process starts.
+    `alive` has come for `stall_s` seconds. `work` is a function of a module, or a partial of one. Raises RuntimeError
+    where no process starts.
     """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(list(preload))
+    # Not "fork": the parent has threads. Not "forkserver": there is one for all of a program, with its own preloads.
+    context = multiprocessing.get_context("spawn")
     waiting = deque(range(len(jobs)))
     crew: list[_Worker[Job, Answer]] = []
     try:
@@ -85,7 +84,7 @@ class _Worker(Generic[Job, Answer]):
     def __init__(self, context: Any, work: Callable[[Job, Callable[[], None]], Answer]) -> None:
         self.connection: Connection
         self.connection, other_end = context.Pipe()
-        self._process: ForkServerProcess = context.Process(target=_serve, args=(work, other_end), daemon=True)
+        self._process: SpawnProcess = context.Process(target=_serve, args=(work, other_end), daemon=True)
         self._process.start()
         other_end.close()
         self._is_ready = False

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import time
-from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -18,6 +14,7 @@ from cogvideox.data.ledger import Entry, is_quarantine_list, with_duplicates, wi
 from cogvideox.data.processes import Lost, in_processes
 from cogvideox.data.reading import UnreadableVideo
 from cogvideox.data.whole import decode_whole
+from tests.data.jobs import work_or_not
 from tests.data.painted import even_times, write_painted
 
 
@@ -25,29 +22,17 @@ def silent(_: Any = None) -> None:
     """Nobody listens."""
 
 
-def work_or_not(job: str, alive: Callable[[], None]) -> list[str]:
-    """Crash, hang, fail, take long but give signs of life, or answer with nothing, as `job` says."""
-    if job == "crash":
-        os.kill(os.getpid(), signal.SIGSEGV)
-    if job == "hang":
-        time.sleep(60)
-    if job == "fail":
-        raise ValueError("no")
-    for _ in range(20 if job == "long" else 0):
-        time.sleep(0.2)
-        alive()
-    return []
-
-
 def test_a_crash_and_a_hang_cost_one_job_each() -> None:
-    """Golden values: each bad job is named with its end, all others are answered, by one process and by two."""
+    """Golden values: each bad job is named with its end, all others are answered; by a single process too."""
     jobs = ["a", "crash", "b", "hang", "fail", "long", "crash", "c"]
-    for workers in (1, 2):
-        answers = dict(in_processes(work_or_not, jobs, workers, stall_s=2.0))
-        assert sorted(answers) == list(range(8))
-        lost = {place: answer.kind for place, answer in answers.items() if isinstance(answer, Lost)}
-        assert lost == {1: "crashed", 3: "hung", 4: "failed", 6: "crashed"}
-        assert "SIGSEGV" in answers[1].reason and "2 s" in answers[3].reason and "ValueError: no" in answers[4].reason
+    answers = dict(in_processes(work_or_not, jobs, workers=2, stall_s=3.0))
+    assert sorted(answers) == list(range(8)) and all(answers[place] == [] for place in (0, 2, 5, 7))
+    lost = {place: answer for place, answer in answers.items() if isinstance(answer, Lost)}
+    kinds = {place: answer.kind for place, answer in lost.items()}
+    assert kinds == {1: "crashed", 3: "hung", 4: "failed", 6: "crashed"}
+    assert "SIGSEGV" in lost[1].reason and "3 s" in lost[3].reason and "ValueError: no" in lost[4].reason
+    (crashed, _), (answered, answer) = in_processes(work_or_not, ["crash", "a"], workers=1, stall_s=3.0)
+    assert (crashed, answered, answer) == (0, 1, [])
 
 
 def write_plain(path: Path, frames: list[np.ndarray]) -> None:

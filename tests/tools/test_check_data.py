@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from cogvideox.data.ledger import QUARANTINE_HEADER
 from cogvideox.errors import UserError
 from data_video import SFTDataset
 from tests.data.painted import even_times, write_painted
@@ -181,17 +182,22 @@ def test_page_shows_the_very_sample_and_runs_nothing(checked: Path, broken: Path
 
 
 def test_exit_status_and_the_last_line(broken: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """Golden values: 10 of 13 bad is above 2 %; no tokenizer and no pictures are told; a second check replaces."""
+    """Golden values: 10 bad of 13 and a duplicate are above 2 %; what is missing is told, an older check replaced."""
     out, listed = tmp_path / "out", tmp_path / "bad.txt"
-    words = [str(broken), "--out", str(out), "--workers", "2", "--max-bad", "2%", "--no-pictures", *OVERRIDES]
-    assert main([*words, "--quarantine", str(listed)]) == 1
+    (out / "pictures").mkdir(parents=True)
+    for old in ("pictures/000099.jpg", "pictures/mine.jpg", "ledger.jsonl"):
+        (out / old).write_text("old")
+    listed.write_text(f"{QUARANTINE_HEADER}\nold.mp4\tis old\n")
+    words = [str(broken), "--out", str(out), "--workers", "1", "--max-bad", "2%", "--no-pictures", *OVERRIDES]
+    assert main([*words, "--quarantine", str(listed), "--also-bad", "duplicate"]) == 1
     told = capfd.readouterr().out.splitlines()
     assert "caption tokens are not counted" in told[0]
-    assert told[-1].startswith("13 clips, 10 bad (76.923% of 2.000% allowed)") and str(out / "index.html") in told[-1]
-    assert not list((out / "pictures").iterdir()) and "Contact sheet" not in (out / "index.html").read_text()
-    assert len(listed.read_text().splitlines()) == 11 and not (out / "quarantine.txt").exists()
-    assert main([*words, "--quarantine", str(listed), "--also-bad", "duplicate"]) == 1
-    assert "videos/twin.mp4\thas the same pictures as a clip before it (videos/good.mp4)" in listed.read_text()
+    assert told[-1].startswith("13 clips, 11 bad (84.615% of 2.000% allowed)") and str(out / "index.html") in told[-1]
+    assert [each.name for each in (out / "pictures").iterdir()] == ["mine.jpg"] and len(ledger_of(out)) == 13
+    assert "Contact sheet" not in (out / "index.html").read_text()
+    lines = listed.read_text().splitlines()
+    assert len(lines) == 12 and not (out / "quarantine.txt").exists()
+    assert "videos/twin.mp4\thas the same pictures as a clip before it (videos/good.mp4)" in lines
 
 
 def mistakes(folder: Path) -> dict[str, list[str]]:
