@@ -64,6 +64,7 @@ class VideoDataset(DrawnDataset, IterableDataset):
     """
 
     SUPPLIED_BY_PARENT: ClassVar[tuple[str, ...]] = ("path",)
+    _start = (0, 0)  # the epoch to iterate, and how many samples of it were given
 
     def __init__(
         self,
@@ -97,15 +98,14 @@ class VideoDataset(DrawnDataset, IterableDataset):
         self._reader = ShardReader()
         self._captions = StreamCaptions(self._reader, txt_key, tuple(meta_names or ()))
         listed = read_quarantine(quarantine)
-        self.shards: list[IndexedShard]
-        self.left_out: list[LeftOut]
-        self.shards, self.left_out = parallel.current().world.on_first(
+        # One rank looks, so that all have the same samples whatever a storage answers to the others.
+        found: tuple[list[IndexedShard], list[LeftOut]] = parallel.current().world.on_first(
             lambda: index_shards(find_shards(path, include_dirs), self._captions.suffixes, listed)
         )
+        self.shards, self.left_out = found
         self._ends = np.cumsum([len(each.names) for each in self.shards], dtype=np.int64)
         self._tell(nshards)
         self._failures: dict[int, LeftOut] = {}
-        self._start = (0, 0)
 
     @classmethod
     def create_dataset_function(cls, path: str, args: Any, **kwargs: Any) -> VideoDataset:

@@ -101,6 +101,8 @@ class ShardReader:
             with _remote_faults(shard):
                 system, path = url_to_fs(shard.place)
                 content = system.cat_file(path, start=offset, end=offset + size)
+                if len(content) > size:
+                    raise UnreadableVideo("cannot be fetched: its server does not give parts of files (byte ranges)")
         else:
             with self._open(shard) as file:
                 # Not by seeking: threads share the file of a command.
