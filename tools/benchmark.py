@@ -1,11 +1,14 @@
-"""How fast are the transformer and a whole training step?
+"""How fast are the transformer, a whole training step, and the reading of clips?
 
     python tools/benchmark.py transformer --model medium --against diffusers --dtype fp32 bf16 --json out.json
     python tools/benchmark.py step --model medium
+    python tools/benchmark.py data --frames 49 17 --json out.json
 
 `transformer` times forward + backward, without recomputation unless --checkpointing is given; --against diffusers runs
 diffusers' class of the same size, with the same weights, in turns with ours. `step` runs train_video.py (all weights,
 bf16, ZeRO 2, recomputation on) on a synthetic clip and says how much of its time the phases do not account for.
+`data` reads 1280×720 H.264 clips that it writes itself, in turns with decoding every frame (the reference's way), and
+with decord and torchcodec where they are installed.
 Medians of --runs, after a warm-up.
 """
 
@@ -31,19 +34,23 @@ import torch  # noqa: E402
 from cogvideox.errors import UserError  # noqa: E402
 from cogvideox.platform import device_name  # noqa: E402
 from cogvideox.transformer.model import DTYPES  # noqa: E402
+from tools.benchmark_data import benchmark_data  # noqa: E402
 from tools.benchmark_sizes import SIZES  # noqa: E402
 from tools.benchmark_step import benchmark_step  # noqa: E402
 from tools.benchmark_transformer import benchmark_transformer  # noqa: E402
+
+COMMANDS = {"transformer": benchmark_transformer, "step": benchmark_step, "data": benchmark_data}
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     """The command line; exits with status 2 where it is wrong."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
-    shared = argparse.ArgumentParser(add_help=False)
+    timing = argparse.ArgumentParser(add_help=False)
+    timing.add_argument("--runs", type=int, default=5, help="timed runs of each, after a warm-up; at least 5")
+    timing.add_argument("--json", type=Path, metavar="FILE", help="write the results there, too")
+    shared = argparse.ArgumentParser(add_help=False, parents=[timing])
     shared.add_argument("--model", choices=SIZES, default="medium")
-    shared.add_argument("--runs", type=int, default=5, help="timed runs of each, after a warm-up; at least 5")
-    shared.add_argument("--json", type=Path, metavar="FILE", help="write the results there, too")
     transformer = commands.add_parser("transformer", parents=[shared], help="forward + backward of the transformer")
     transformer.add_argument("--dtype", nargs="+", choices=DTYPES, default=["fp32"])
     transformer.add_argument("--device", help="where torch should run it [a GPU if there is one]")
@@ -54,6 +61,11 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     step.add_argument("--dtype", nargs="+", choices=DTYPES, default=["bf16"])
     step.add_argument("--device", choices=["cpu"], help="hide the GPUs from the run")
     step.add_argument("--verbose", action="store_true", help="show the run's output")
+    data = commands.add_parser("data", parents=[timing], help="clips read per second")
+    data.add_argument("--clips", type=int, default=20, help="how many files [20]")
+    data.add_argument("--frames", type=int, nargs="+", default=[49], help="frames of a sample, at 8 fps [49]")
+    data.add_argument("--size", type=int, nargs=2, default=[480, 720], metavar=("H", "W"), help="of a sample [480 720]")
+    data.add_argument("--window", choices=["first", "random"], default="first", help="where in a clip samples lie")
     args = parser.parse_args(arguments)
     if args.runs < 5:
         parser.error(f"--runs {args.runs}: medians need at least 5")
@@ -62,7 +74,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 def circumstances(arguments: Sequence[str]) -> dict[str, Any]:
     """What the numbers depend on, and the command that repeats them."""
-    packages = ("torch", "deepspeed", "SwissArmyTransformer", "diffusers")
+    packages = ("torch", "deepspeed", "SwissArmyTransformer", "diffusers", "av", "decord", "torchcodec")
     return {
         "command": shlex.join(["python", "tools/benchmark.py", *arguments]),
         "versions": {"python": platform.python_version()} | {name: _version(name) for name in packages},
@@ -96,7 +108,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one benchmark; the exit status is 0, or 2 for a mistake in what was given."""
     args = parse(arguments)
     try:
-        results = benchmark_transformer(args) if args.command == "transformer" else benchmark_step(args)
+        results = COMMANDS[args.command](args)
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
