@@ -15,12 +15,12 @@ from typing import Any
 
 import av
 
-import cogvideox
 from cogvideox.errors import UserError
 
 DIGEST_BYTES = 16
 READ_AT_ONCE = 2**20
 
+ROOMS = Path(__file__).resolve().parent.parent
 # Our sources that decide what becomes of a clip, and of a caption.
 CLIP_SOURCES = ("data/reading.py", "data/sampling.py", "data/scaling.py", "data/pictures.py", "data/clips.py")
 VAE_SOURCES = ("vae/*.py",)
@@ -231,7 +231,6 @@ def _files_of(path: Path) -> Iterator[tuple[str, Path]]:
 
 def _sources(patterns: Sequence[str]) -> list[list[str]]:
     """Name and digest of our source files that `patterns` name."""
-    root = Path(cogvideox.__file__).parent
-    files = sorted(file for pattern in patterns for file in root.glob(pattern))
+    files = sorted(file for pattern in patterns for file in ROOMS.glob(pattern))
     assert len(files) >= len(patterns), f"a source file is missing of {patterns}"
-    return [[file.relative_to(root).as_posix(), _digest_of_content(file)] for file in files]
+    return [[file.relative_to(ROOMS).as_posix(), _digest_of_content(file)] for file in files]

@@ -18,7 +18,6 @@ from typing import Any
 
 import pytest
 
-import cogvideox
 from cogvideox.data import cache_keys
 from cogvideox.data.cache_keys import (
     DigestMemo,
@@ -102,8 +101,8 @@ def test_one_number_in_two_forms_makes_one_key() -> None:
 def test_the_code_is_part_of_the_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each source file and each package's version, on a copy of the sources; no other file."""
     root = tmp_path / "cogvideox"
-    shutil.copytree(Path(cogvideox.__file__).parent, root, ignore=shutil.ignore_patterns("__pycache__"))
-    monkeypatch.setattr(cogvideox, "__file__", str(root / "__init__.py"))
+    shutil.copytree(cache_keys.ROOMS, root, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(cache_keys, "ROOMS", root)
     versions = {"transform": transform_version.__wrapped__, "text": text_version.__wrapped__}
 
     def changed(path: Path) -> set[str]:

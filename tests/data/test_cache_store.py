@@ -1,6 +1,6 @@
 """The cache's store.
 
-Truths checked: round trip (to the bit, in any process), invariants (a kill leaves only whole entries; whatever byte of
+Truths checked: round trip (to the bit, in any process), invariant (whatever byte of
 a shard is changed or cut off, no other content than what was put is ever given).
 """
 
@@ -11,11 +11,7 @@ import logging
 import multiprocessing
 import os
 import pickle
-import random
-import signal
 import time
-from multiprocessing.connection import Connection
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
@@ -259,65 +255,6 @@ def test_a_folder_that_cannot_be_written_to_is_a_mistake(tmp_path: Path) -> None
     (tmp_path / "cache").rmdir()
     with pytest.raises(UserError, match="cannot write to the cache"):
         store.flush()
-
-
-def write(folder: Path, first: int, end: int, pipe: Connection) -> None:
-    """Put what is missing, and tell of each entry."""
-    store = CacheStore(folder, shard_bytes=40_000)
-    for number in range(first, end):
-        if key(number) not in store:
-            store.put(key(number), content(number, 2400))
-            pipe.send(number)
-    store.close()
-
-
-def writer(folder: Path, first: int, end: int) -> tuple[BaseProcess, Connection]:
-    context = multiprocessing.get_context("fork")
-    ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=write, args=(folder, first, end, theirs))
-    process.start()
-    theirs.close()
-    return process, ours
-
-
-def told(pipe: Connection) -> list[int]:
-    numbers = []
-    try:
-        while True:
-            numbers.append(pipe.recv())
-    except EOFError:
-        return numbers
-
-
-def test_processes_write_and_read_one_folder_at_once(tmp_path: Path) -> None:
-    writers = [writer(tmp_path, 0, 120), writer(tmp_path, 60, 180)]
-    store, seen = CacheStore(tmp_path), set()
-    while any(process.is_alive() for process, _ in writers) or len(seen) < 180:
-        store.refresh()
-        for number in {number for number in range(180) if key(number) in store} - seen:
-            assert_holds(store, number, 2400)
-            seen.add(number)
-        assert all(process.exitcode in (None, 0) for process, _ in writers)
-    assert seen == set(range(180)) and not list(tmp_path.glob("*.partial"))
-
-
-def test_a_kill_in_the_middle_of_writing_leaves_only_what_is_whole(tmp_path: Path) -> None:
-    """At a random moment of the writing, again and again, until all is there: whole entries are not computed again."""
-    chance, total, kills = random.Random(0), 200, 0
-    while len(before := CacheStore(tmp_path).keys()) < total:
-        process, pipe = writer(tmp_path, 0, total)
-        assert process.pid is not None
-        if kills < 30:
-            time.sleep(0.002 + 0.02 * chance.random())
-            os.kill(process.pid, signal.SIGKILL)
-            kills += 1
-        assert not {key(number) for number in told(pipe)} & before
-        process.join()
-        store = CacheStore(tmp_path)
-        assert store.keys() >= before
-        for each in store.keys():
-            assert_holds(store, int(each, 16), 2400)
-    assert kills >= 3
 
 
 def test_an_index_names_what_its_data_have(tmp_path: Path) -> None:
