@@ -143,6 +143,7 @@ def resized(frames: torch.Tensor, size: tuple[int, int]) -> np.ndarray:
 
 
 def cropped(frames: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """The middle H × W of uint8 frames (F, h, w, 3)."""
     top, left = ((length - wanted) // 2 for length, wanted in zip(frames.shape[1:3], size, strict=True))
     return frames[:, top : top + size[0], left : left + size[1]]
 
