@@ -24,7 +24,10 @@ from cogvideox.data.quarantine import read_quarantine
 from cogvideox.data.reading import UnreadableVideo
 from cogvideox.data.records import WITHOUT_CAPTION, Record, find_records
 from cogvideox.data.scaling import to_clip
+from cogvideox.data.streaming import VideoDataset
 from cogvideox.errors import UserError
+
+__all__ = ["SFTDataset", "VideoDataset"]
 
 T = TypeVar("T")
 

@@ -23,11 +23,13 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from cogvideox.conditioning.images import noised_images
+from cogvideox.conditioning.t5_files import find_t5
 from cogvideox.config import instantiate
 from cogvideox.data.cache_keys import DigestMemo, file_digest, folder_digest
 from cogvideox.data.cache_store import CacheStore
 from cogvideox.data.cached import CLIP, EMBEDDING, IMAGES, CachedClips, Encoders, Wanted
 from cogvideox.data.checking import Unanswered, answer_all
+from cogvideox.data.clips import Clip
 from cogvideox.data.reading import UnreadableVideo
 from cogvideox.data.scaling import to_clip
 from cogvideox.errors import UserError
@@ -39,6 +41,7 @@ logger = logging.getLogger(__name__)
 
 IMAGE_NOISES = 8  # first frames with noise that are kept of each clip
 PROMPTS_AT_A_TIME = 8
+UNREADABLE = "0" * 32  # in place of a file's digest
 CreateDataset = Callable[[str, argparse.Namespace], Dataset]
 
 
@@ -77,9 +80,10 @@ def encoders_of(config: Mapping[str, Any], memo: DigestMemo, dtype: torch.dtype)
     vae = (config["first_stage_config"].get("params") or {}).get("ckpt_path")
     if vae is None or "model_dir" not in text:
         raise UserError("--cache needs a VAE with ckpt_path and a text encoder with model_dir in the config")
+    files = find_t5(text["model_dir"], text.get("cache_dir"))
     return Encoders(
         vae=_digest(Path(vae), memo) + _digest_of_settings(config["first_stage_config"], "ckpt_path"),
-        text=_digest(Path(text["model_dir"]), memo) + _digest_of_settings(embedders[0], "model_dir"),
+        text=folder_digest([files.encoder, files.tokenizer], memo) + _digest_of_settings(embedders[0], "model_dir"),
         max_length=text.get("max_length", 77),
         dtype=str(dtype),
         image_noises=IMAGE_NOISES if config.get("noised_image_input") else 0,
@@ -94,16 +98,20 @@ def fill(clips: CachedClips, config: Mapping[str, Any], dtype: torch.dtype, work
     world = current().world
     wanted, captions = world.on_first(lambda: (_missing(clips), _missing_captions(clips)))
     own, own_captions = wanted[world.rank :: world.size], captions[world.rank :: world.size]
-    failed = 0
+    failed, mistake = 0, None
     if wanted or captions:
         if world.rank == 0:
             logger.info("%s: encoding %d clips and %d captions", clips.store.folder, len(wanted), len(captions))
-        if own:
-            failed = _fill_clips(clips, own, config, dtype, workers)
-        if own_captions:
-            _fill_captions(clips, own_captions, config, dtype)
-        clips.store.flush()
-        current().host.barrier()
+        try:
+            failed = _fill_clips(clips, own, config, dtype, workers) if own else 0
+            if own_captions:
+                _fill_captions(clips, own_captions, config, dtype)
+            clips.store.flush()
+        except UserError as error:
+            mistake = str(error)
+        # Told on all ranks, so that none waits for one that has ended.
+        if found := next(filter(None, current().host.gather_objects(mistake)), None):
+            raise UserError(found)
         clips.store.refresh()
     failed = sum(current().host.gather_objects(failed))
     return {"clips": len(wanted), "captions": len(captions), "failed": failed}
@@ -204,11 +212,17 @@ def _progress(items: Any, what: str) -> Any:
 
 
 def _clip_digests(base: SFTDataset, memo: DigestMemo) -> list[str]:
-    digests = answer_all(lambda clip: file_digest(clip.video, memo), base.clips)
-    lost = [each.item.video for each in digests if isinstance(each, Unanswered)]
-    if lost:
-        raise UserError(f"storage gave no answer about {len(lost)} clips, {lost[0]} being the first: try again")
-    return [each for each in digests if isinstance(each, str)]
+    """Of each clip's file. One that cannot be read any more gets a digest that no file has: it is never cached."""
+
+    def digest(clip: Clip) -> str:
+        try:
+            return file_digest(clip.video, memo)
+        except UserError as error:
+            logger.warning("%s", error)
+            return UNREADABLE
+
+    answers = answer_all(digest, base.clips)
+    return [UNREADABLE if isinstance(each, Unanswered) else each for each in answers]
 
 
 def _digest(path: Path, memo: DigestMemo) -> str:

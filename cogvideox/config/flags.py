@@ -129,7 +129,12 @@ _EVALUATION = [
 _DATA = [
     Flag("train-data", list[str] | None, None, "folders of clips: DIR/videos/NAME.mp4 with DIR/labels/NAME.txt"),
     Flag("train-data-weights", list[int] | None, None, "how often to draw from each folder, relative to the others"),
-    Flag("iterable-dataset", bool | Literal["custom"], False, "the data set is a stream: not in this version"),
+    Flag(
+        "iterable-dataset",
+        bool | Literal["custom"],
+        False,
+        "the data set is a stream of samples, or (custom) of whole batches",
+    ),
     Flag("iterable-dataset-eval", EvalIterable, "", "the same for evaluation; as --iterable-dataset if not given"),
     Flag("batch-from-same-dataset", bool, False, "all clips of a batch come from one folder"),
     Flag("valid-data", list[str] | None, None, "folders of clips for evaluation"),

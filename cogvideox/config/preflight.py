@@ -19,7 +19,6 @@ WEIGHT_SUFFIXES = (".safetensors", ".pt", ".ckpt", ".pth", ".bin")
 # What `cogvideox.checkpoint.reading` looks for in a folder without `latest`, in this order.
 FOLDER_FILES = ("*.safetensors.index.json", "*.safetensors", MODEL_FILES, "3d-vae.pt", "diffusion_pytorch_model*.bin")
 FOLDER_DATASETS = ("data_video.SFTDataset",)
-STREAMS = (True, "custom")
 # The same for all models; in this repository it has the fewest bytes. The T5 embedder names this command too.
 FETCH_TEXT_ENCODER = (
     'hf download zai-org/CogVideoX-2b --include "text_encoder/*" --include "tokenizer/*" --local-dir "{folder}"'
@@ -80,11 +79,6 @@ def _data(settings: Settings) -> Iterator[Problem]:
     if is_training and not settings.get("args.train_data"):
         where = settings.source("args") or "--base"
         yield Problem(where, "args.train_data", "no training data is named", "add `--train-data DIR`")
-    for key in ("args.iterable_dataset", "args.iterable_dataset_eval"):
-        if (given := settings.get(key)) in STREAMS:
-            remedy = "unpack the clips to a folder, use data_video.SFTDataset, and remove this key"
-            refusal = f"is {str(given).lower()}, but this version has no streaming data sets"
-            yield Problem(settings.source(key), key, refusal, remedy)
     if settings.get("data.target") not in FOLDER_DATASETS:
         return
     for name in ("train_data", "valid_data", "test_data"):

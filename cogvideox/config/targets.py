@@ -44,13 +44,6 @@ ALIASES: dict[str, str] = {
     "vae_modules.cp_enc_dec.ContextParallelDecoder3D": "cogvideox.vae.decoder.ContextParallelDecoder3D",
 }
 
-# Targets of the reference that we do not have, each with what to do instead.
-NOT_IN_THIS_VERSION: dict[str, str] = {
-    "data_video.VideoDataset": (
-        "WebDataset streaming is not part of this version: unpack the shards to a folder and use data_video.SFTDataset"
-    ),
-}
-
 OWN_MODULES = ("cogvideox", "data_video", "diffusion_video")
 LIBRARY_MODULES = ("sat", "torch")
 
@@ -115,8 +108,6 @@ def resolve_target(path: str) -> Any:
 def check_allowed(path: str, real: str) -> None:
     """Raise UserError unless a target written `path`, meaning `real`, is one that we have and that may be imported."""
     top = real.split(".")[0]
-    if path in NOT_IN_THIS_VERSION:
-        raise UserError(f"target `{path}`: {NOT_IN_THIS_VERSION[path]}")
     if "." not in real:
         raise UserError(f"target `{path}` is not a dotted path: write `module.ClassName`")
     if top in OWN_MODULES + LIBRARY_MODULES or allowed_modules.covers(real):

@@ -20,6 +20,7 @@ from cogvideox.data.cache_store import CacheStore
 from cogvideox.data.clips import Choices, Clip, ClipSize
 from cogvideox.data.mixture import REPLACED, DrawnDataset
 
+RECIPE = 1  # to be raised when latent_cache.py, or the noise on first frames, gives other entries
 CLIP, IMAGES, EMBEDDING = "moments", "images", "embedding"
 
 
@@ -94,7 +95,7 @@ class CachedClips(DrawnDataset):
             mirrored=choices.mirror < self.base.flip_probability,
             vae_digest=self.encoders.vae,
             dtype=self.encoders.dtype,
-            kind=f"clip and {self.encoders.image_noises} first frames" if self.encoders.image_noises else "clip",
+            kind=f"{RECIPE}: clip and {self.encoders.image_noises} first frames",
         )
 
     def prompt_key(self, text: str) -> str:

@@ -137,7 +137,7 @@ def read_clip(
         if clip.video.suffix.lower() in IMAGE_SUFFIXES:
             return read_still(clip.video, size.picture, place)[None]
         start = clip.start_s(choices.window, fps)
-        return read_frames(clip.video, start, fps, clip.frame_count, size.picture, place)
+        return read_frames(clip.video, start, fps, clip.frame_count, size.picture, place, clip.span.end_s)
 
     frames = within(timeout_s, read)
     return np.ascontiguousarray(frames[:, :, ::-1]) if choices.mirror < mirror_probability else frames

@@ -13,7 +13,7 @@ from cogvideox.data.clips import Choices, Clip, ClipSize, look, read_clip
 from cogvideox.data.contact_sheet import write_strip
 from cogvideox.data.ledger import Entry
 from cogvideox.data.reading import UnreadableVideo
-from cogvideox.data.records import IMAGE_SUFFIXES, Record
+from cogvideox.data.records import IMAGE_SUFFIXES, WITHOUT_CAPTION, Record
 from cogvideox.data.sampling import nearest_frames, wanted_times
 from cogvideox.data.whole import WholeVideo, decode_whole, read_whole_still
 
@@ -77,6 +77,8 @@ def _blank(record: Record) -> Entry:
 
 def _entry(record: Record, whole: WholeVideo | str, wanted: Wanted, picture: Path | None) -> Entry:
     entry = _blank(record) if isinstance(whole, str) else _with_facts(_blank(record), whole)
+    if record.caption is None and record.kind != WITHOUT_CAPTION:
+        return replace(entry, kind=record.kind, reason=record.fault or "cannot be used")
     clip = look(record, wanted.sizes, wanted.fps, wanted.skip_frames, wanted.max_pad_fraction)
     if isinstance(clip, LeftOut):
         return replace(entry, kind=clip.kind, reason=clip.reason)
@@ -91,7 +93,7 @@ def _entry(record: Record, whole: WholeVideo | str, wanted: Wanted, picture: Pat
         return replace(entry, kind=UNDECODABLE, reason=whole)
     entry = replace(entry, effective_fps=_effective_fps(clip, whole, wanted.fps))
     if record.caption is None and not wanted.allow_missing_captions:
-        return replace(entry, kind="without caption", reason=record.fault or "has no caption")
+        return replace(entry, kind=record.kind, reason=record.fault or "has no caption")
     return _read_as_training(entry, clip, whole, wanted, picture)
 
 

@@ -157,16 +157,18 @@ def read_frames(
     frame_count: int,
     size: tuple[int, int],
     place: tuple[float, float] = (0.5, 0.5),
+    end_s: float = math.inf,
 ) -> np.ndarray:
     """The `frame_count` frames nearest to start_s + k / fps, scaled and cropped to `size` → uint8 (F, H, W, 3).
 
-    `place` in [0, 1] is where the crop lies, from above and from the left; (0.5, 0.5) is the middle.
+    `place` in [0, 1] is where the crop lies, from above and from the left; (0.5, 0.5) is the middle. No frame after
+    `end_s` is taken.
 
     Raises UnreadableVideo where a wanted frame does not decode cleanly.
     """
     with open_video(video) as (container, stream):
         base = _time_base(stream)
-        wanted = wanted_times(start_s, fps, frame_count) / base
+        wanted = np.minimum(wanted_times(start_s, fps, frame_count), end_s) / base
         window = _window(container, stream, wanted)
         times = np.array(sorted(each.shown_at for each in window if each.shown_at is not None))
         if len(times) == 0:

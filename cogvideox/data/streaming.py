@@ -179,7 +179,7 @@ class VideoDataset(DrawnDataset, IterableDataset):
         clip = self._look(content, shard.name_of(row))
         start_s = clip.start_s(choices.window, self.fps)
         crop = (choices.top, choices.left)
-        frames = read_frames(content, start_s, self.fps, clip.frame_count, self.size.picture, crop)
+        frames = read_frames(content, start_s, self.fps, clip.frame_count, self.size.picture, crop, clip.span.end_s)
         if choices.mirror < self.flip_probability:
             frames = np.ascontiguousarray(frames[:, :, ::-1])
         mp4 = to_clip(frames, self.size.frames)

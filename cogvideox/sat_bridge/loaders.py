@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from typing import Any
 
 import numpy as np
@@ -39,6 +39,11 @@ class TrainLoader:
         self._accumulation = args.gradient_accumulation_steps
         self._epochs = args.epochs or 1
         self._loader = DataLoader(data, batch_sampler=batches, collate_fn=collate_fn or collate, **_loading(args))
+
+    @property
+    def samples(self) -> int | None:
+        """The samples of an epoch; None where nobody knows."""
+        return len(self.dataset)
 
     def start_at(self, iteration: int, skipped_batches: int = 0, state: Mapping[str, Any] | None = None) -> bool:
         """Continue with the batches of `iteration` (an optimizer step); `skipped_batches` were drawn beside its own.
@@ -136,13 +141,24 @@ def make_loaders(
     Raises:
         UserError: a split that leaves the training set empty, weights that do not match the data sets.
     """
+    # They build on this module.
+    from cogvideox.sat_bridge.streams import IterableLoader, StreamLoader, is_stream, only_iterates
+
     group = current().data
-    parts = _mixtures(args, create_dataset_function)
-    train = valid = test = None
-    if parts["train"] is not None and args.batch_size > 0:
+    trained = [create_dataset_function(path, args) for path in args.train_data or []]
+    own_stream = trained[0] if only_iterates(trained) else None
+    parts = _mixtures(args, create_dataset_function, [] if own_stream is not None else trained)
+    train: Any = None
+    valid = test = None
+    if own_stream is not None:
+        train = IterableLoader(own_stream, args, collate_fn)
+    elif parts["train"] is not None and args.batch_size > 0:
         data = parts["train"]
-        batches = RankBatches(data.buckets(), args.batch_size, group.rank, group.size, args.seed)
-        train = TrainLoader(data, batches, args, collate_fn)
+        if is_stream(data):
+            train = StreamLoader(data, group, args, collate_fn)
+        else:
+            batches = RankBatches(data.buckets(), args.batch_size, group.rank, group.size, args.seed)
+            train = TrainLoader(data, batches, args, collate_fn)
     batch_size = args.eval_batch_size or args.batch_size
     if parts["valid"] is not None:
         valid = EvaluationLoader(parts["valid"], batch_size, group, args, collate_fn)
@@ -152,12 +168,12 @@ def make_loaders(
     return train, valid, test
 
 
-def _mixtures(args: argparse.Namespace, create: CreateDataset) -> dict[str, Mixture | None]:
+def _mixtures(args: argparse.Namespace, create: CreateDataset, trained: Sequence[Dataset]) -> dict[str, Mixture | None]:
+    """The data to train on, which may be split for the other two, and theirs."""
     shares = dict(zip(("train", "valid", "test"), split_shares(args), strict=True))
     parts: dict[str, list[tuple[Dataset, list[int]]]] = {"train": [], "valid": [], "test": []}
-    weights = args.train_data_weights or [1] * len(args.train_data or [])
-    for path, weight in zip(args.train_data or [], weights, strict=True):
-        dataset = create(path, args)
+    weights = args.train_data_weights or [1] * len(trained)
+    for dataset, weight in zip(trained, weights, strict=False):
         for name, indices in split_indices(len(dataset), shares, args.seed).items():  # type: ignore[arg-type]
             if indices:
                 times = [(index, weight * _repeats(dataset, index) if name == "train" else 1) for index in indices]
@@ -165,8 +181,10 @@ def _mixtures(args: argparse.Namespace, create: CreateDataset) -> dict[str, Mixt
     for name, paths in (("valid", args.valid_data), ("test", args.test_data)):
         for path in paths or []:
             dataset = create(path, args)
-            parts[name].append((dataset, list(range(len(dataset)))))  # type: ignore[arg-type]
-    if args.train_data and not parts["train"]:
+            if not isinstance(dataset, Sized):
+                raise UserError(f"{name}_data {path}: evaluations need numbered samples, not a stream (data.target)")
+            parts[name].append((dataset, list(range(len(dataset)))))
+    if trained and not parts["train"]:
         raise UserError(f"split {args.split!r} leaves no sample to train on in {args.train_data} (args.split)")
     return {name: Mixture(found) if found else None for name, found in parts.items()}
 

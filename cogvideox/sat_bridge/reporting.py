@@ -48,8 +48,8 @@ class Reporter:
         self._model = model
         self._throughput = Throughput(peak, data_ranks=groups.data.size, model_ranks=groups.model.size)
 
-    def opening(self, samples: int) -> None:
-        """What is about to run, in two lines; `samples` is the clips of an epoch."""
+    def opening(self, samples: int | None) -> None:
+        """What is about to run, in two lines; `samples` is the clips of an epoch, if it is known."""
         args, groups = self.args, current()
         precision = "fp16" if args.fp16 else "bf16" if args.bf16 else "fp32"
         where = f"{groups.world.size} × {device_name()}"
@@ -57,9 +57,11 @@ class Reporter:
         factors = (args.batch_size, args.gradient_accumulation_steps, groups.data.size)
         step = math.prod(factors)
         batch, accumulation, ranks = factors
+        clips = "a stream of clips" if samples is None else f"{samples} clips"
+        often = "" if samples is None else f", each clip {args.train_iters * step / samples:.1f} times"
         self.say(
-            f"{samples} clips | {step} a step: batch {batch} × accumulation {accumulation} × {ranks} data ranks | "
-            f"{args.train_iters} iterations, each clip {args.train_iters * step / samples:.1f} times"
+            f"{clips} | {step} a step: batch {batch} × accumulation {accumulation} × {ranks} data ranks | "
+            f"{args.train_iters} iterations{often}"
         )
         if args.iteration >= args.train_iters:
             self.say(f"nothing is left to train: iteration {args.iteration} of {args.train_iters} (--train-iters)")

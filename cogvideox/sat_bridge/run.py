@@ -75,7 +75,7 @@ class Run:
         reset_peak_memory()
         self.reporter.describe_model(engine.module)
         assert self.train_data is not None
-        self.reporter.opening(len(self.train_data.dataset))
+        self.reporter.opening(self.train_data.samples)
         skipped = self.recorder.skipped_batches
         if not self.train_data.start_at(self.args.iteration, skipped, self._data_state):
             self.reporter.say("the data is not what it was when the run was saved: its order begins anew")
@@ -129,8 +129,8 @@ class Run:
             if name not in self._bad_clips:
                 self._bad_clips[name] = LeftOut(Path(name), kind, reason)
                 self.reporter.bad_clip(step, name, kind, reason, len(self._bad_clips))
-        clips = len(self.train_data.dataset)
-        if len(self._bad_clips) > self.args.max_bad_fraction * clips:
+        clips = self.train_data.samples
+        if clips is not None and len(self._bad_clips) > self.args.max_bad_fraction * clips:
             raise UserError(
                 f"{len(self._bad_clips)} of {clips} clips do not decode, more than --max-bad-fraction "
                 f"{self.args.max_bad_fraction:g} allows: {describe(list(self._bad_clips.values()))}\n"

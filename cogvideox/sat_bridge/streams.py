@@ -72,6 +72,11 @@ class IterableLoader:
             **_loading(args),
         )
 
+    @property
+    def samples(self) -> int | None:
+        """Nobody knows how many an epoch has."""
+        return None
+
     def start_at(self, iteration: int, skipped_batches: int = 0, state: Mapping[str, Any] | None = None) -> bool:
         """Continue with the batches of `iteration`, or after those of `state`."""
         self._skip = state["steps"] if state is not None else iteration * self._accumulation + skipped_batches

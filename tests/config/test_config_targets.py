@@ -46,7 +46,6 @@ def test_other_targets_of_the_reference_resolve() -> None:
         ("torch.load", "not a class"),
         ("cogvideox.nowhere.Thing", "does not import"),
         ("Thing", "not a dotted path"),
-        ("data_video.VideoDataset", "WebDataset streaming is not part of this version"),
     ],
 )
 def test_a_bad_target_says_what_to_do(path: str, part: str) -> None:

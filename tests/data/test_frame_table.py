@@ -60,7 +60,6 @@ def test_a_stride_of_whole_frames_would_be_seen(tmp_path: Path, monkeypatch: pyt
     assert row.mean_error > 5 and row.not_nearest > 10, shown([right, row])
 
 
-@pytest.mark.xfail(strict=True, reason="read_frames takes the nearest of all frames, also of those past the span's end")
 def test_a_window_never_passes_the_end_that_was_asked_for(tmp_path: Path) -> None:
     """Identity: frames before `end_s` alone, where the gaps before it are long and those after it short.
 
