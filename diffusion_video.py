@@ -74,7 +74,7 @@ class SATVideoDiffusionEngine(nn.Module):
         self.first_stage_model: Any
         self.conditioner: Any
         first_stage = config["first_stage_config"]
-        self.regularization = instantiate(first_stage["params"]["regularizer_config"])
+        self.regularization: Any = instantiate(first_stage["params"]["regularizer_config"]) if is_cached else None
         if not is_cached or (args.do_valid and args.eval_interval or args.do_test) and not args.only_log_video_latents:
             self._hold_frozen("first_stage_model", instantiate(first_stage))
         conditioner = instantiate((without_encoders if is_cached else dict)(config["conditioner_config"]))
