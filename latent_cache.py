@@ -41,7 +41,6 @@ logger = logging.getLogger(__name__)
 
 IMAGE_NOISES = 8  # first frames with noise that are kept of each clip
 PROMPTS_AT_A_TIME = 8
-UNREADABLE = "0" * 32  # in place of a file's digest
 CreateDataset = Callable[[str, argparse.Namespace], Dataset]
 
 
@@ -56,10 +55,13 @@ def _create(create: CreateDataset, dtype: torch.dtype, path: str, args: argparse
         raise UserError(f"--cache goes with data_video.SFTDataset, not with {type(base).__name__}: leave --cache out")
     folder = Path(args.cache)
     store = CacheStore(folder)
-    memo = DigestMemo(folder)
-    digests, encoders = current().world.on_first(
-        lambda: (_clip_digests(base, memo), encoders_of(args.model_config, memo, dtype))
-    )
+
+    def look() -> tuple[list[str | None], Encoders]:
+        memo = DigestMemo(folder)
+        return _clip_digests(base, memo), encoders_of(args.model_config, memo, dtype)
+
+    # Reading all clips once may take longer than a GPU collective waits.
+    digests, encoders = current().host.on_first(look)
     clips = CachedClips(base, store, digests, encoders, args.cache_variants)
     fill(clips, args.model_config, dtype, args.num_workers)
     return clips
@@ -96,7 +98,7 @@ def fill(clips: CachedClips, config: Mapping[str, Any], dtype: torch.dtype, work
     Returns how many clips and captions of it were there, were encoded and failed, over all ranks.
     """
     world = current().world
-    wanted, captions = world.on_first(lambda: (_missing(clips), _missing_captions(clips)))
+    wanted, captions = current().host.on_first(lambda: (_missing(clips), _missing_captions(clips)))
     own, own_captions = wanted[world.rank :: world.size], captions[world.rank :: world.size]
     failed, mistake = 0, None
     if wanted or captions:
@@ -211,18 +213,18 @@ def _progress(items: Any, what: str) -> Any:
     return tqdm(items, desc=f"caching {what}", disable=current().world.rank != 0, mininterval=5)
 
 
-def _clip_digests(base: SFTDataset, memo: DigestMemo) -> list[str]:
-    """Of each clip's file. One that cannot be read any more gets a digest that no file has: it is never cached."""
+def _clip_digests(base: SFTDataset, memo: DigestMemo) -> list[str | None]:
+    """Of each clip's file; None of one that cannot be read any more."""
 
-    def digest(clip: Clip) -> str:
+    def digest(clip: Clip) -> str | None:
         try:
             return file_digest(clip.video, memo)
         except UserError as error:
             logger.warning("%s", error)
-            return UNREADABLE
+            return None
 
     answers = answer_all(digest, base.clips)
-    return [UNREADABLE if isinstance(each, Unanswered) else each for each in answers]
+    return [None if isinstance(each, Unanswered) else each for each in answers]
 
 
 def _digest(path: Path, memo: DigestMemo) -> str:

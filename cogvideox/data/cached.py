@@ -49,10 +49,12 @@ class Wanted:
 
 class CachedClips(DrawnDataset):
     """The samples of `base` from `store`. Where its samples have random choices, `variants` of each are kept, and one
-    of them is drawn. `digests` are of the clips' files, in order.
+    of them is drawn. `digests` are of the clips' files, in order; None: it cannot be read, and is never kept.
     """
 
-    def __init__(self, base: Any, store: CacheStore, digests: list[str], encoders: Encoders, variants: int) -> None:
+    def __init__(
+        self, base: Any, store: CacheStore, digests: list[str | None], encoders: Encoders, variants: int
+    ) -> None:
         super().__init__()
         self.base, self.store, self.encoders = base, store, encoders
         self._digests = digests
@@ -71,21 +73,23 @@ class CachedClips(DrawnDataset):
 
     def wanted(self) -> Iterator[Wanted]:
         """Every entry of a clip that may be drawn."""
-        for index in range(len(self)):
+        for index, digest in enumerate(self._digests):
+            if digest is None:
+                continue
             for variant in range(self.variants):
-                choices = self._choices(index, variant)
-                yield Wanted(self.latent_key(index, choices), index, choices)
+                choices = self._choices(digest, variant)
+                yield Wanted(self._latent_key(index, digest, choices), index, choices)
 
     def captions(self) -> dict[str, str]:
         """Every caption by its key."""
         return {self.prompt_key(clip.caption): clip.caption for clip in self.base.clips}
 
-    def latent_key(self, index: int, choices: Choices) -> str:
+    def _latent_key(self, index: int, digest: str, choices: Choices) -> str:
         """The key of a clip's entry: all that decides its content."""
         clip: Clip = self.base.clips[index]
         size: ClipSize = self.base.sizes[clip.bucket]
         return latent_key(
-            self._digests[index],
+            digest,
             start_s=clip.start_s(choices.window, self.base.fps),
             fps=float(self.base.fps),
             frame_count=clip.frame_count,
@@ -120,7 +124,10 @@ class CachedClips(DrawnDataset):
 
     def _entry(self, index: int, variant: int, noise: int) -> dict[str, Any] | None:
         clip: Clip = self.base.clips[index]
-        entry = self.store.get(self.latent_key(index, self._choices(index, variant)))
+        digest = self._digests[index]
+        if digest is None:
+            return None
+        entry = self.store.get(self._latent_key(index, digest, self._choices(digest, variant)))
         text = self.store.get(self.prompt_key(clip.caption))
         if entry is None or text is None:
             return None
@@ -135,6 +142,6 @@ class CachedClips(DrawnDataset):
             sample |= {"image_moments": entry[IMAGES][noise], "first_frame_moments": entry[IMAGES][-1]}
         return sample
 
-    def _choices(self, index: int, variant: int) -> Choices:
+    def _choices(self, digest: str, variant: int) -> Choices:
         """The same for the same clip and variant, whatever else is in the data."""
-        return self.base.choices(np.random.default_rng([variant, int(self._digests[index][:15], 16)]))
+        return self.base.choices(np.random.default_rng([variant, int(digest[:15], 16)]))
