@@ -116,10 +116,7 @@ class SFTDataset(DrawnDataset):
 
     def choices(self, rng: np.random.Generator) -> Choices:
         """The choices that `rng` makes, as far as the parameters leave any."""
-        drawn = Choices.of(rng)
-        window = drawn.window if self.window == "random" else 0.0
-        top, left = (drawn.top, drawn.left) if self.crop == "random" else (0.5, 0.5)
-        return Choices(window, top, left, drawn.mirror)
+        return Choices.of(rng, self.window, self.crop)
 
     def bucket_of(self, index: int) -> int:
         """Which of `sizes` sample `index` has."""
@@ -204,7 +201,7 @@ class SFTDataset(DrawnDataset):
             return LeftOut(Path(record.name), "without weight", f"has weight {record.weight:g}")
         found = look(record, self.sizes, self.fps, self.skip_frames, self.max_pad_fraction)
         if isinstance(found, Clip) and record.caption is None and not self.allow_missing_captions:
-            return LeftOut(Path(record.name), "without caption", record.fault or "has no caption")
+            return LeftOut(Path(record.name), WITHOUT_CAPTION, record.fault or "has no caption")
         return found
 
     def _tell(self, clips: Sequence[Clip], left_out: Sequence[LeftOut], found: int) -> None:

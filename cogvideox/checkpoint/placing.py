@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from cogvideox.checkpoint.durable import sync
 from cogvideox.errors import UserError
 
 
@@ -55,7 +56,8 @@ def _placed(target: Path, layout: Layout, replace: bool, bytes_wanted: int) -> I
     incomplete = target.with_name(f"{target.name}.incomplete.{os.getpid()}")
     try:
         yield incomplete
-        _sync(incomplete)
+        for each in [*incomplete.rglob("*"), incomplete]:
+            sync(each)
         _exchange(incomplete, target)
     finally:
         _remove(incomplete)
@@ -98,12 +100,3 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
-
-
-def _sync(path: Path) -> None:
-    for each in [*path.rglob("*"), path] if path.is_dir() else [path]:
-        descriptor = os.open(each, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from cogvideox.checkpoint.durable import sync
 from cogvideox.checkpoint.ema import save_averages
 from cogvideox.errors import UserError
 from cogvideox.parallel import current
@@ -107,19 +108,19 @@ def publish(incomplete: Path, final: Path) -> None:
     """Give a finished folder its name and point `latest` at it, durably and in this order."""
     for path in incomplete.rglob("*"):
         if path.is_file():
-            _sync(path)
-    _sync(incomplete)
+            sync(path)
+    sync(incomplete)
     replaced = final.with_name(f"{final.name}.replaced")
     shutil.rmtree(replaced, ignore_errors=True)
     if final.exists():
         final.rename(replaced)
     incomplete.rename(final)
-    _sync(final.parent)
+    sync(final.parent)
     pointer = final.parent / "latest.incomplete"
     pointer.write_text(final.name, encoding="utf-8")
-    _sync(pointer)
+    sync(pointer)
     os.replace(pointer, final.parent / "latest")
-    _sync(final.parent)
+    sync(final.parent)
     shutil.rmtree(replaced, ignore_errors=True)
 
 
@@ -132,11 +133,3 @@ def random_state() -> dict[str, Any]:
         "torch": torch.get_rng_state(),
         "device": device_random_states(),
     }
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -91,11 +91,8 @@ class Settings:
 
     def move(self, old: str, new: str) -> None:
         """Take what stands at `old` to `new`, with its source; what stands at `new` already stays."""
-        parent, _, name = old.rpartition(".")
         value, sources = self.get(old), {key: self.source(key) for key, _ in leaves(self.get(old), old)}
-        del self.get(parent)[name]
-        for key in [each for each in self.history if each == old or each.startswith(old + ".")]:
-            del self.history[key]
+        self.remove(old)
         for key, leaf in leaves(value, old):
             place = new + key.removeprefix(old)
             if self.get(place, MISSING) is MISSING:

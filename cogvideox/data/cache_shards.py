@@ -21,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from cogvideox.checkpoint.durable import sync
 from cogvideox.errors import UserError
 
 DATA, INDEX, PARTIAL, DAMAGED = ".safetensors", ".json", ".partial", ".damaged"
@@ -71,9 +72,9 @@ def write_shard(folder: Path, entries: Mapping[str, Mapping[str, Tensor]]) -> Sh
         text = json.dumps({"format": FORMAT, "file_bytes": file_bytes, "entries": described})
         parts[1].write_text(text, encoding="utf-8")
         for part, final in zip(parts, (data, index), strict=True):
-            _sync(part)
+            sync(part)
             part.rename(final)
-            _sync(folder)
+            sync(folder)
     except (OSError, SafetensorError) as error:
         for part in parts:
             part.unlink(missing_ok=True)
@@ -191,11 +192,3 @@ def _known_damage(folder: Path, name: str) -> set[str]:
         return set((folder / (name + DAMAGED)).read_text(encoding="utf-8", errors="replace").split())
     except OSError:
         return set()
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

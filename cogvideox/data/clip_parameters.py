@@ -18,20 +18,28 @@ def clip_sizes(
     return [[max_num_frames, *video_size]] if buckets is None else [list(each) for each in buckets]
 
 
-def checked_sizes(sizes: Sequence[Sequence[int]], has_buckets: bool, other_faults: Sequence[str]) -> list[ClipSize]:
-    """The sizes, each once. Raises one UserError with everything that is wrong with them, and `other_faults`."""
-    faults = [*_faults_of_sizes(sizes, has_buckets), *other_faults]
+def checked_sizes(
+    sizes: Sequence[Sequence[int]],
+    has_buckets: bool,
+    other_faults: Sequence[str],
+    names: tuple[str, str] = ("video_size", "max_num_frames"),
+) -> list[ClipSize]:
+    """The sizes, each once. Raises one UserError with everything that is wrong with them, and `other_faults`.
+
+    `names` are those of the two parameters that say a size where there are no buckets.
+    """
+    faults = [*_faults_of_sizes(sizes, has_buckets, names), *other_faults]
     if faults:
         raise UserError("\n".join(faults))
     return [ClipSize(*size) for size in dict.fromkeys(tuple(map(int, size)) for size in sizes)]
 
 
-def _faults_of_sizes(sizes: Sequence[Sequence[int]], has_buckets: bool) -> Iterator[str]:
+def _faults_of_sizes(sizes: Sequence[Sequence[int]], has_buckets: bool, names: tuple[str, str]) -> Iterator[str]:
     if not sizes:
         yield "data.params.buckets is empty: give [[frames, height, width], …], or leave it out"
     for place, size in enumerate(sizes):
         bucket = f"data.params.buckets[{place}]"
-        of_sides, of_frames = (bucket,) * 2 if has_buckets else ("data.params.video_size", "data.params.max_num_frames")
+        of_sides, of_frames = (bucket,) * 2 if has_buckets else (f"data.params.{name}" for name in names)
         frames, *sides = size or [0]
         if len(sides) != 2:
             wanted, given = ("[frames, height, width]", list(size)) if has_buckets else ("[height, width]", sides)

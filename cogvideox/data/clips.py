@@ -47,9 +47,19 @@ class Choices:
     mirror: float = 1.0
 
     @classmethod
-    def of(cls, rng: np.random.Generator) -> Choices:
-        """All of them are drawn whether or not they are used, so that one option does not move another's draws."""
-        return cls(*rng.random(4).tolist())
+    def of(cls, rng: np.random.Generator, window: str, crop: str) -> Choices:
+        """What `rng` makes of `window` and `crop`, where they are "random".
+
+        All choices are drawn whether or not they are used, so that one option does not move another's draws.
+        """
+        start, top, left, mirror = rng.random(4).tolist()
+        if crop != "random":
+            top, left = 0.5, 0.5
+        return cls(start if window == "random" else 0.0, top, left, mirror)
+
+    def mirrored(self, frames: np.ndarray, probability: float) -> np.ndarray:
+        """Frames (F, H, W, 3), left and right exchanged with `probability`."""
+        return np.ascontiguousarray(frames[:, :, ::-1]) if self.mirror < probability else frames
 
 
 @dataclass(frozen=True)
@@ -139,8 +149,7 @@ def read_clip(
         start = clip.start_s(choices.window, fps)
         return read_frames(clip.video, start, fps, clip.frame_count, size.picture, place, clip.span.end_s)
 
-    frames = within(timeout_s, read)
-    return np.ascontiguousarray(frames[:, :, ::-1]) if choices.mirror < mirror_probability else frames
+    return choices.mirrored(within(timeout_s, read), mirror_probability)
 
 
 def within(seconds: float, function: Callable[[], T]) -> T:

@@ -8,7 +8,7 @@ epoch. What a bucket cannot fill a step with waits for the next epoch, so that n
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
@@ -102,13 +102,22 @@ class Order:
         return self._turns[1]
 
 
-class RankBatches:
-    """This rank's part of every step, as a DataLoader's batch sampler: without end, from `start_at` on."""
+class Steps(Protocol):
+    """An order of samples: `step(n)` has the draws of step `n`, of all ranks together."""
 
-    def __init__(self, bucket_of: Sequence[int], batch_size: int, rank: int, ranks: int, seed: int) -> None:
-        self.batch_size, self.rank, self.ranks = batch_size, rank, ranks
-        self._bucket_of, self._seed = bucket_of, seed
-        self.order = Order(bucket_of, batch_size * ranks, seed)
+    per_step: int
+
+    def step(self, number: int) -> list[Draw]: ...
+
+
+S = TypeVar("S", bound=Steps)
+
+
+class StepBatches(Generic[S]):
+    """This rank's part of every step of `order`, as a DataLoader's batch sampler: without end, from `start` on."""
+
+    def __init__(self, order: S, batch_size: int, rank: int) -> None:
+        self.order, self.batch_size, self.rank = order, batch_size, rank
         self.start = 0  # the step to begin with
         self._steps_before = 0  # steps of the run before the order's step 0
 
@@ -123,6 +132,14 @@ class RankBatches:
             yield self.batch(number)
             number += 1
 
+
+class RankBatches(StepBatches[Order]):
+    """Batches in the order of `Order`, of samples with `bucket_of`."""
+
+    def __init__(self, bucket_of: Sequence[int], batch_size: int, rank: int, ranks: int, seed: int) -> None:
+        super().__init__(Order(bucket_of, batch_size * ranks, seed), batch_size, rank)
+        self._bucket_of = bucket_of
+
     def state(self, steps: int) -> dict[str, Any]:
         """What to save after `steps` steps of the run, to go on from there on any number of ranks."""
         return {
@@ -130,7 +147,7 @@ class RankBatches:
             "per_step": self.order.per_step,
             "steps": steps,
             "steps_before": self._steps_before,
-            "taken_before": self._before(),
+            "taken_before": self.order.taken(0),
             "taken": self.order.taken(steps - self._steps_before),
         }
 
@@ -142,9 +159,6 @@ class RankBatches:
         is_same = state["per_step"] == self.order.per_step
         taken = state["taken_before"] if is_same else state["taken"]
         self._steps_before = state["steps_before"] if is_same else state["steps"]
-        self.order = Order(self._bucket_of, self.batch_size * self.ranks, self._seed, taken)
+        self.order = Order(self._bucket_of, self.order.per_step, self.order.seed, taken)
         self.start = state["steps"] - self._steps_before
         return True
-
-    def _before(self) -> dict[int, int]:
-        return self.order.taken(0)

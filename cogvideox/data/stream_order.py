@@ -7,12 +7,12 @@ of it is one number, so that a run goes on with exactly the rest on any number o
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from cogvideox.data.order import Draw
+from cogvideox.data.order import Draw, StepBatches
 
 # Numbers that keep the random streams of one seed apart; `order` uses those below 10.
 _SHARDS, _WINDOWS = 10, 11
@@ -62,26 +62,12 @@ class StreamOrder:
         return np.random.default_rng([self.seed, _WINDOWS, epoch, number]).permutation(samples)
 
 
-class StreamBatches:
-    """This rank's part of every step, as `order.RankBatches` gives it: without end, from `start` on."""
+class StreamBatches(StepBatches[StreamOrder]):
+    """Batches in the order of `StreamOrder`, of samples with `shard_of`."""
 
     def __init__(self, shard_of: Numbers, window: int, batch_size: int, rank: int, ranks: int, seed: int) -> None:
-        self.batch_size, self.rank, self.ranks = batch_size, rank, ranks
-        self._shard_of, self._window, self._seed = shard_of, window, seed
-        self.order = StreamOrder(shard_of, window, batch_size * ranks, seed)
-        self.start = 0  # the step to begin with
-        self._steps_before = 0  # steps of the run before the order's step 0
-
-    def batch(self, number: int) -> list[Draw]:
-        """The draws of this rank in step `number`."""
-        first = self.rank * self.batch_size
-        return self.order.step(number)[first : first + self.batch_size]
-
-    def __iter__(self) -> Iterator[list[Draw]]:
-        number = self.start
-        while True:
-            yield self.batch(number)
-            number += 1
+        super().__init__(StreamOrder(shard_of, window, batch_size * ranks, seed), batch_size, rank)
+        self._shard_of = shard_of
 
     def state(self, steps: int) -> dict[str, Any]:
         """What to save after `steps` steps of the run: the epoch and how many samples of it all ranks were given."""
@@ -101,6 +87,7 @@ class StreamBatches:
             return False
         given = state["epoch"] * state["samples"] + state["given"]
         self._steps_before = state["steps"]
-        self.order = StreamOrder(self._shard_of, self._window, self.batch_size * self.ranks, self._seed, given)
+        order = self.order
+        self.order = StreamOrder(self._shard_of, order.window, order.per_step, order.seed, given)
         self.start = 0
         return True

@@ -27,7 +27,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from cogvideox import parallel
 from cogvideox.data.checking import LeftOut, describe
 from cogvideox.data.clip_parameters import checked_sizes, faults_of_sampling
-from cogvideox.data.clips import Choices, Clip, ClipSize, within
+from cogvideox.data.clips import Choices, Clip, within
 from cogvideox.data.mixture import REPLACED, DrawnDataset
 from cogvideox.data.quarantine import read_quarantine
 from cogvideox.data.reading import UnreadableVideo, look_at, read_frames
@@ -90,7 +90,7 @@ class VideoDataset(DrawnDataset, IterableDataset):
         super().__init__()
         faults = faults_of_sampling(fps, skip_frms_num, max_pad_fraction, flip_probability, read_timeout_s)
         faults += _faults_of_stream(txt_key, shuffle_buffer)
-        self.size = _checked_size(image_size, num_frames, faults)
+        (self.size,) = checked_sizes([[num_frames, *image_size]], False, faults, ("image_size", "num_frames"))
         self.path, self.fps, self.skip_frames, self.max_pad_fraction = path, fps, int(skip_frms_num), max_pad_fraction
         self.allow_missing_captions, self.read_timeout_s = allow_missing_captions, read_timeout_s
         self.window, self.crop, self.flip_probability = window, crop, flip_probability
@@ -139,10 +139,7 @@ class VideoDataset(DrawnDataset, IterableDataset):
 
     def sample(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
         """Sample `index` with the choices that `rng` makes, or the next one that can be used."""
-        drawn = Choices.of(rng)
-        start = drawn.window if self.window == "random" else 0.0
-        place = (drawn.top, drawn.left) if self.crop == "random" else (0.5, 0.5)
-        choices = Choices(start, *place, drawn.mirror)
+        choices = Choices.of(rng, self.window, self.crop)
         replaced: list[LeftOut] = []
         for step in range(min(len(self), LONGEST_SEARCH)):
             made = self._made((index + step) % len(self), choices)
@@ -180,9 +177,7 @@ class VideoDataset(DrawnDataset, IterableDataset):
         start_s = clip.start_s(choices.window, self.fps)
         crop = (choices.top, choices.left)
         frames = read_frames(content, start_s, self.fps, clip.frame_count, self.size.picture, crop, clip.span.end_s)
-        if choices.mirror < self.flip_probability:
-            frames = np.ascontiguousarray(frames[:, :, ::-1])
-        mp4 = to_clip(frames, self.size.frames)
+        mp4 = to_clip(choices.mirrored(frames, self.flip_probability), self.size.frames)
         return {"mp4": mp4, "txt": caption, "num_frames": clip.frame_count, "fps": self.fps}
 
     def _look(self, content: bytes, name: str) -> Clip:
@@ -213,12 +208,3 @@ def _faults_of_stream(txt_key: str, shuffle_buffer: int) -> Iterator[str]:
         yield f"data.params.txt_key {txt_key!r}: give the key that captions have in the shards, for example caption"
     if shuffle_buffer < 0:
         yield f"data.params.shuffle_buffer {shuffle_buffer}: give 1 (shuffle shards only) or more samples"
-
-
-def _checked_size(image_size: Sequence[int], num_frames: int, faults: Sequence[str]) -> ClipSize:
-    try:
-        return checked_sizes([[num_frames, *image_size]], False, faults)[0]
-    except UserError as error:
-        # The parameters have other names here, as in the reference.
-        text = str(error).replace("params.video_size", "params.image_size")
-        raise UserError(text.replace("params.max_num_frames", "params.num_frames")) from None
