@@ -31,11 +31,13 @@ SAME_FOR_ALL = {
         "train_iters": STEPS,
         "log_interval": 1,
         "eval_interval": STEPS,
+        "eval_iters": 1,
+        "strict_eval": False,
         "eval_batch_size": 2,
         "warmup": 0.0,
     },
     "model": {"sampler_config": {"params": {"num_steps": 2}}},
-    "deepspeed": {"train_micro_batch_size_per_gpu": 2},
+    "deepspeed": {"train_micro_batch_size_per_gpu": 1},
 }
 FULL = {"deepspeed": {"optimizer": {"params": {"lr": 1e-3}}}}
 ADAPTERS = {"modules": {"lora_config": {"params": {"r": 4, "lora_alpha": 4}}}}

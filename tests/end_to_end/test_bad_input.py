@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from tests.end_to_end.runs import LORA, ROOT, environment, launch, launcher, one_error, run, train, write_config
+from tests.end_to_end.runs import LORA, ROOT, environment, launcher, one_error, run, train, write_config
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
@@ -38,7 +38,7 @@ def test_a_vae_of_another_shape(tmp_path: Path, ranks: int) -> None:
     state = torch.load(ROOT / "assets/quickstart/vae/3d-vae.pt", weights_only=True)["state_dict"]
     name = "encoder.conv_in.conv.weight"
     torch.save({"state_dict": state | {name: torch.zeros(7, 3, 3, 3, 3)}}, path)
-    done = launch(tmp_path, {"model": {"first_stage_config": {"params": {"ckpt_path": str(path)}}}}, ranks=ranks)
+    done = train(tmp_path, {"model": {"first_stage_config": {"params": {"ckpt_path": str(path)}}}}, ranks=ranks)
     one_error(done, str(path), name)
 
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,29 +10,27 @@ import torch
 
 from cogvideox.errors import UserError
 from cogvideox.transformer.tensor_parallel import DIVIDED, merge, shard
-from tests.transformer import tiny
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.end_to_end.warm_start import warm_context
+from tests.transformer import model_parallel_worker, tiny
 
 
 def run_two_ranks(folder: Path, state: dict[str, torch.Tensor], lora: bool, recompute: bool) -> list[dict[str, Any]]:
     torch.save(state, folder / "state.pt")
-    results = [folder / f"{rank}.pt" for rank in range(2)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    divided = {"model_parallel_size": 2, "checkpoint_activations": recompute}
+    config = tiny.config(lora={"r": 4, "lora_alpha": 2.0} if lora else None, transformer_args=divided)
     ranks = [
-        subprocess.Popen(
-            [sys.executable, "-m", "tests.transformer.model_parallel_worker", str(rank)]
-            + [str(folder / "store"), str(folder / "state.pt"), str(result), str(lora), str(recompute)],
-            env=environment,
-            cwd=ROOT,
-        )
-        for rank, result in enumerate(results)
+        warm_context().Process(target=model_parallel_worker.run, args=(rank, folder, config, tiny.inputs()))
+        for rank in range(2)
     ]
-    assert [rank.wait(timeout=120) for rank in ranks] == [0, 0]
-    return [torch.load(result, weights_only=True) for result in results]
+    for rank in ranks:
+        rank.start()
+    for rank in ranks:
+        rank.join(120)
+        rank.kill()
+    assert [rank.exitcode for rank in ranks] == [0, 0]
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("lora", "recompute"), [(False, True), (True, False)], ids=["full", "lora"])
 def test_two_ranks_equal_one(tmp_path: Path, lora: bool, recompute: bool) -> None:
     torch.manual_seed(3)
