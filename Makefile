@@ -9,7 +9,7 @@ check: ## lint, types and all tests
 	@bash run_tests.sh
 
 test: ## all tests
-	@$(in_environment) "$$PYTHON" -m pytest -n 2 --dist loadfile
+	@SKIP_LINT=1 bash run_tests.sh
 
 lint: ## ruff and mypy
 	@$(in_environment) "$$PYTHON" -m ruff check .; "$$PYTHON" -m ruff format --check .; "$$PYTHON" -m mypy

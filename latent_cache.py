@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from cogvideox.checkpoint.reading import weight_files
 from cogvideox.conditioning.images import noised_images
 from cogvideox.conditioning.t5_files import find_t5
 from cogvideox.config import instantiate
@@ -84,7 +85,7 @@ def encoders_of(config: Mapping[str, Any], memo: DigestMemo, dtype: torch.dtype)
         raise UserError("--cache needs a VAE with ckpt_path and a text encoder with model_dir in the config")
     files = find_t5(text["model_dir"], text.get("cache_dir"))
     return Encoders(
-        vae=_digest(Path(vae), memo) + _digest_of_settings(config["first_stage_config"], "ckpt_path"),
+        vae=folder_digest(weight_files(vae), memo) + _digest_of_settings(config["first_stage_config"], "ckpt_path"),
         text=folder_digest([files.encoder, files.tokenizer], memo) + _digest_of_settings(embedders[0], "model_dir"),
         max_length=text.get("max_length", 77),
         dtype=str(dtype),
@@ -225,10 +226,6 @@ def _clip_digests(base: SFTDataset, memo: DigestMemo) -> list[str | None]:
 
     answers = answer_all(digest, base.clips)
     return [None if isinstance(each, Unanswered) else each for each in answers]
-
-
-def _digest(path: Path, memo: DigestMemo) -> str:
-    return folder_digest([path], memo) if path.is_dir() else file_digest(path, memo)
 
 
 def _digest_of_settings(node: Mapping[str, Any], without: str) -> str:

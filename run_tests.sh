@@ -16,6 +16,7 @@ if [ -z "${SKIP_LINT:-}" ]; then
     say "Types (mypy)"
     "$PYTHON" -m mypy
 fi
-say "Tests (pytest, two processes)"
-# One file's tests stay in one process, so that what they share is built once.
-exec "$PYTHON" -m pytest -n 2 --dist loadfile "$@"
+# One process more than cores: tests wait now and then. A file's tests stay in one, so that what they share is built once.
+processes="$("$PYTHON" -c 'import os; print(min(8, 1 + (os.cpu_count() or 1)))')"
+say "Tests (pytest, $processes processes)"
+exec "$PYTHON" -m pytest -n "$processes" --dist loadfile "$@"

@@ -1,14 +1,16 @@
-"""How fast are the transformer, a whole training step, and the reading of clips?
+"""How fast are the transformer, a whole training step, the reading of clips, and a step that finds its clips encoded?
 
     python tools/benchmark.py transformer --model medium --against diffusers --dtype fp32 bf16 --json out.json
     python tools/benchmark.py step --model medium
     python tools/benchmark.py data --frames 49 17 --json out.json
+    python tools/benchmark.py cache --text-encoder xl
 
 `transformer` times forward + backward, without recomputation unless --checkpointing is given; --against diffusers runs
 diffusers' class of the same size, with the same weights, in turns with ours. `step` runs train_video.py (all weights,
 bf16, ZeRO 2, recomputation on) on a synthetic clip and says how much of its time the phases do not account for.
 `data` reads 1280×720 H.264 clips that it writes itself, in turns with decoding every frame (the reference's way), and
-with decord and torchcodec where they are installed.
+with decord and torchcodec where they are installed. `cache` trains with encoders of published shape and random weights,
+without and with `--cache`, and says what that saves.
 Medians of --runs, after a warm-up.
 """
 
@@ -34,12 +36,18 @@ import torch  # noqa: E402
 from cogvideox.errors import UserError  # noqa: E402
 from cogvideox.platform import device_name  # noqa: E402
 from cogvideox.transformer.model import DTYPES  # noqa: E402
+from tools.benchmark_cache import benchmark_cache  # noqa: E402
 from tools.benchmark_data import benchmark_data  # noqa: E402
-from tools.benchmark_sizes import SIZES  # noqa: E402
+from tools.benchmark_sizes import SIZES, TEXT_ENCODERS  # noqa: E402
 from tools.benchmark_step import benchmark_step  # noqa: E402
 from tools.benchmark_transformer import benchmark_transformer  # noqa: E402
 
-COMMANDS = {"transformer": benchmark_transformer, "step": benchmark_step, "data": benchmark_data}
+COMMANDS = {
+    "transformer": benchmark_transformer,
+    "step": benchmark_step,
+    "data": benchmark_data,
+    "cache": benchmark_cache,
+}
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -59,8 +67,13 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     transformer.add_argument("--checkpointing", action="store_true", help="recompute activations")
     step = commands.add_parser("step", parents=[shared], help="a whole step of train_video.py")
     step.add_argument("--dtype", nargs="+", choices=DTYPES, default=["bf16"])
-    step.add_argument("--device", choices=["cpu"], help="hide the GPUs from the run")
-    step.add_argument("--verbose", action="store_true", help="show the run's output")
+    cache = commands.add_parser("cache", parents=[shared], help="steps with and without a cache of latents and prompts")
+    cache.add_argument("--dtype", choices=DTYPES, default="fp32")
+    cache.add_argument("--text-encoder", choices=TEXT_ENCODERS, default="xl", help="which T5 v1.1's shape [xl]")
+    cache.add_argument("--vae-channels", type=int, default=128, help="of the VAE's first level; published: 128 [128]")
+    for each in (step, cache):
+        each.add_argument("--device", choices=["cpu"], help="hide the GPUs from the run")
+        each.add_argument("--verbose", action="store_true", help="show the run's output")
     data = commands.add_parser("data", parents=[timing], help="clips read per second")
     data.add_argument("--clips", type=int, default=20, help="how many files [20]")
     data.add_argument("--frames", type=int, nargs="+", default=[49], help="frames of a sample, at 8 fps [49]")

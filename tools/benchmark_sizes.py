@@ -41,6 +41,15 @@ SIZES = {
     "5b": Size(3072, 42, 512, 226, 4096, 49, 480, 720, rotary=True),
 }
 
+# T5 v1.1's encoders: width, width of the feed-forward layers, layers, heads of 64. CogVideoX has "xxl".
+TEXT_ENCODERS = {
+    "small": (512, 1024, 8, 6),
+    "base": (768, 2048, 12, 12),
+    "large": (1024, 2816, 24, 16),
+    "xl": (2048, 5120, 24, 32),
+    "xxl": (4096, 10240, 24, 64),
+}
+
 
 def network_params(size: Size, rotary: bool, checkpointing: bool, text_width: int) -> dict[str, Any]:
     """`network_config.params` of the model."""

@@ -92,6 +92,25 @@ def summarize_steps(lines: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
+def run(command: list[str], args: argparse.Namespace) -> None:
+    """Run one of our scripts, on the CPU where `args.device` says so; shown if `args.verbose`. UserError: it failed."""
+    environment = os.environ | ({"CUDA_VISIBLE_DEVICES": ""} if args.device == "cpu" else {})
+    ended = subprocess.run(
+        [sys.executable, *command], cwd=ROOT, env=environment, capture_output=not args.verbose, text=True, check=False
+    )
+    if ended.returncode:
+        raise UserError(f"{' '.join(command)} ended with status {ended.returncode}:\n{ended.stderr or ''}")
+
+
+def train(folder: Path, config: dict[str, Any], args: argparse.Namespace) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl of a run of train_video.py with `config`, which is written to `folder`."""
+    (folder / "step.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    before = set(folder.glob("runs/**/metrics.jsonl"))
+    run(["train_video.py", "--base", str(folder / "step.yaml")], args)
+    (metrics,) = set(folder.glob("runs/**/metrics.jsonl")) - before
+    return read_metrics(metrics)
+
+
 def benchmark_step(args: argparse.Namespace) -> list[dict[str, Any]]:
     """One result for each dtype, each from a run of its own."""
     size, results = SIZES[args.model], []
@@ -101,16 +120,7 @@ def benchmark_step(args: argparse.Namespace) -> list[dict[str, Any]]:
             torch.manual_seed(0)
             write_clip(folder / "data", size)
             config = step_config(folder, size, dtype, args.runs + WARM_UP_STEPS)
-            (folder / "step.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
-            command = [sys.executable, "train_video.py", "--base", str(folder / "step.yaml")]
-            environment = os.environ | ({"CUDA_VISIBLE_DEVICES": ""} if args.device == "cpu" else {})
-            ended = subprocess.run(
-                command, cwd=ROOT, env=environment, capture_output=not args.verbose, text=True, check=False
-            )
-            if ended.returncode:
-                raise UserError(f"{' '.join(command)} ended with status {ended.returncode}:\n{ended.stderr or ''}")
-            (metrics,) = folder.glob("runs/**/metrics.jsonl")
-            result = {"model": args.model, "dtype": dtype, **summarize_steps(read_metrics(metrics))}
+            result = {"model": args.model, "dtype": dtype, **summarize_steps(train(folder, config, args))}
         results.append(result)
         parts = ", ".join(f"{phase} {seconds:.3f}" for phase, seconds in result["phases_s"].items())
         peak = f"peak {result['peak_memory_gib']:.2f} GiB"

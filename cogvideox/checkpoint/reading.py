@@ -38,11 +38,21 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
 
     Nothing in the file is run as code. UserError: missing, unreadable, or not such a file.
     """
+    state: dict[str, Tensor] = {}
+    for file in weight_files(path):
+        state |= _read_file(file)
+    return state
+
+
+def weight_files(path: str | Path) -> list[Path]:
+    """The files with the weights of `path`: itself, or those of a folder. UserError: missing, or no such folder."""
     path = Path(path)
     if not path.exists():
         raise UserError(f"{path}: no such weight file or folder")
-    if path.is_dir():
-        return _read_folder(path)
+    return _files_of_folder(path) if path.is_dir() else [path]
+
+
+def _read_file(path: Path) -> dict[str, Tensor]:
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
     if path.suffix in PICKLE_SUFFIXES:
@@ -52,7 +62,7 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     )
 
 
-def _read_folder(folder: Path) -> dict[str, Tensor]:
+def _files_of_folder(folder: Path) -> list[Path]:
     latest = folder / "latest"
     if latest.is_file():
         step = latest.read_text(encoding="utf-8").strip()
@@ -60,16 +70,16 @@ def _read_folder(folder: Path) -> dict[str, Tensor]:
         if not file.is_file():
             raise UserError(f"{latest} names {step!r}, but there is no {file}")
         _refuse_part(file)
-        return _read_torch(file)
+        return [file]
     indices = sorted(folder.glob("*.safetensors.index.json"))
     if len(indices) == 1:
-        return _read_shards(indices[0])
+        return _shards_of(indices[0])
     for pattern in PATTERNS:
         files = sorted(folder.glob(pattern))
         if files:
             _refuse_part(files[0])
         if len(files) == 1:
-            return read_state_dict(files[0])
+            return files
         if files:
             raise UserError(
                 f"{folder} holds {len(files)} weight files ({_listed([f.name for f in files])}): name one of them"
@@ -93,7 +103,7 @@ def _refuse_part(file: Path) -> None:
         )
 
 
-def _read_shards(index: Path) -> dict[str, Tensor]:
+def _shards_of(index: Path) -> list[Path]:
     try:
         names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
     except (ValueError, KeyError, AttributeError, TypeError) as error:
@@ -101,10 +111,7 @@ def _read_shards(index: Path) -> dict[str, Tensor]:
     missing = [name for name in names if not (index.parent / name).is_file()]
     if missing:
         raise UserError(f"{index} names shards that are not there: {_listed(missing)}")
-    state: dict[str, Tensor] = {}
-    for name in names:
-        state |= _read_safetensors(index.parent / name)
-    return state
+    return [index.parent / name for name in names]
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:

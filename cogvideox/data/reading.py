@@ -26,6 +26,7 @@ from av.packet import Packet
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
+from cogvideox.data.containers import OPEN_OPTIONS, fault_of_boxes
 from cogvideox.data.sampling import UsableSpan, nearest_frames, wanted_times
 from cogvideox.data.scaling import FrameScaler
 
@@ -75,7 +76,8 @@ def open_video(video: Video) -> Iterator[tuple[InputContainer, VideoStream]]:
             raise UnreadableVideo("is empty (0 bytes)")
         # Titles that are not UTF-8 are no reason to refuse a video.
         source = io.BytesIO(video) if isinstance(video, bytes) else str(video)
-        with av.open(source, "r", metadata_errors="ignore", timeout=OPEN_TIMEOUT_S) as container:
+        options = dict(OPEN_OPTIONS)
+        with av.open(source, "r", options=options, metadata_errors="ignore", timeout=OPEN_TIMEOUT_S) as container:
             stream = container.streams.best("video")
             if not isinstance(stream, VideoStream) or stream.time_base is None:
                 raise UnreadableVideo("has no video stream")
@@ -83,7 +85,16 @@ def open_video(video: Video) -> Iterator[tuple[InputContainer, VideoStream]]:
             stream.codec_context.thread_count = DECODER_THREADS
             yield container, stream
     except (av.error.FFmpegError, OSError) as error:
-        raise UnreadableVideo(f"cannot be read as a video ({error.strerror or error})") from error
+        raise UnreadableVideo(_why_not(video, error)) from error
+
+
+def _why_not(video: Video, error: Exception) -> str:
+    """What is wrong with a file at which FFmpeg gave up with `error`."""
+    try:
+        fault = fault_of_boxes(video) if isinstance(error, av.error.InvalidDataError) else None
+    except OSError:
+        fault = None
+    return fault or f"cannot be read as a video ({getattr(error, 'strerror', None) or error})"
 
 
 def look_at(video: Video, skip_frames: int, start_s: float | None = None, end_s: float | None = None) -> VideoFacts:

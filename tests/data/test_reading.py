@@ -107,6 +107,9 @@ def test_unusable_files_say_why(tmp_path: Path) -> None:
     _cut(tmp_path / "cut_end_index.mp4", 0.6)
     write_painted(tmp_path / "cut_front_index.mp4", times, container_options={"movflags": "faststart"})
     _cut(tmp_path / "cut_front_index.mp4", 0.6)
+    write_painted(tmp_path / "never_finished.mp4", times)
+    whole = (tmp_path / "never_finished.mp4").read_bytes()
+    (tmp_path / "never_finished.mp4").write_bytes(whole[: whole.rindex(b"moov") - 4])
     (tmp_path / "empty.mp4").touch()
     (tmp_path / "text.mp4").write_text("this is not a video\n" * 100)
     with av.open(str(tmp_path / "sound.mp4"), "w", format="mp4") as container:
@@ -116,7 +119,8 @@ def test_unusable_files_say_why(tmp_path: Path) -> None:
         container.mux([*stream.encode(frame), *stream.encode(None)])
     write_painted(tmp_path / "short.mp4", even_times(25, 5))
     expected = {
-        "cut_end_index": "cannot be read as a video",
+        "cut_end_index": "is truncated .* the box mdat ends at",
+        "never_finished": "has no index",
         "cut_front_index": "is truncated",
         "empty": r"is empty \(0 bytes\)",
         "text": "cannot be read as a video",
@@ -127,6 +131,26 @@ def test_unusable_files_say_why(tmp_path: Path) -> None:
     for name, reason in expected.items():
         with pytest.raises(UnreadableVideo, match=reason):
             usable_span(tmp_path / f"{name}.mp4", 3)
+
+
+LISTS = {
+    "concat": "ffconcat version 1.0\nfile {0}\n",
+    "hls": "#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\n{0}\n#EXT-X-ENDLIST\n",
+    "dash": '<?xml version="1.0"?><MPD type="static" profiles="urn:mpeg:dash:profile:isoff-on-demand:2011">'
+    '<Period duration="PT2S"><AdaptationSet mimeType="video/mp4"><Representation id="0" bandwidth="1">'
+    "<BaseURL>{0}</BaseURL></Representation></AdaptationSet></Period></MPD>",
+}
+
+
+@pytest.mark.parametrize("kind", LISTS)
+@pytest.mark.parametrize("as_bytes", [False, True])
+def test_a_list_of_other_files_is_no_video(tmp_path: Path, kind: str, as_bytes: bool) -> None:
+    """FFmpeg goes by content: a text named .mp4 could have any file read, or any address called."""
+    write_painted(tmp_path / "other.mp4", even_times(25, 60))
+    text = LISTS[kind].format("other.mp4")
+    (tmp_path / "clip.mp4").write_text(text)
+    with pytest.raises(UnreadableVideo, match="cannot be read as a video"):
+        usable_span(text.encode() if as_bytes else tmp_path / "clip.mp4", 3)
 
 
 @pytest.mark.parametrize("frame", [0, 10])

@@ -69,7 +69,7 @@ def test_adapters_on_two_model_parallel_ranks_pass_with_their_base(tmp_path: Pat
 def test_a_model_that_no_checkpoint_holds_ends_the_run(tmp_path: Path) -> None:
     """Its networks read a number that is in no state dict, so that the reloaded one computes something else."""
     wrapper = {"model": {"network_wrapper": "tests.end_to_end.forgetful.Forgetful"}}
-    run = train(tmp_path, AVERAGED, wrapper, ranks=2, flags=(*TESTS, "--verify-save"))
+    run = train(tmp_path, AVERAGED, wrapper, ranks=2, flags=(*TESTS, "--verify-save"), verifier=in_this_process)
     assert run.status == 2 and "Traceback" not in run.output, run.output[-3000:]
     assert run.output.count("is not what was trained") == 1
     assert "raw: its output on fixed noise is" in run.output
