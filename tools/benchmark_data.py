@@ -21,7 +21,8 @@ import av
 import numpy as np
 import torch
 
-from cogvideox.data.reading import DECODER_THREADS, VideoFacts, look_at, read_frames
+from cogvideox.data.looking import VideoFacts, look_at
+from cogvideox.data.reading import DECODER_THREADS, read_frames
 from cogvideox.data.scaling import covering_size
 from cogvideox.errors import UserError
 

@@ -29,7 +29,8 @@ import yaml  # noqa: E402
 from PIL import Image, ImageDraw, ImageFont  # noqa: E402
 from torch import Tensor  # noqa: E402
 
-from cogvideox.data.reading import UnreadableVideo, read_frames, usable_span  # noqa: E402
+from cogvideox.data.looking import usable_span  # noqa: E402
+from cogvideox.data.reading import UnreadableVideo, read_frames  # noqa: E402
 from cogvideox.data.scaling import to_clip  # noqa: E402
 from cogvideox.data.writing import to_uint8_frames  # noqa: E402
 from cogvideox.errors import UserError  # noqa: E402

@@ -13,8 +13,9 @@ from typing import TypeVar
 import numpy as np
 
 from cogvideox.data.checking import LeftOut
+from cogvideox.data.looking import VideoFacts, look_at, quarter_turns
 from cogvideox.data.pictures import read_still
-from cogvideox.data.reading import UnreadableVideo, VideoFacts, look_at, quarter_turns, read_frames
+from cogvideox.data.reading import UnreadableVideo, read_frames
 from cogvideox.data.records import IMAGE_SUFFIXES, Record
 from cogvideox.data.sampling import UsableSpan, largest_clip_length, shortest_clip_length
 

@@ -1,5 +1,5 @@
 # F frames, C channels, H W
-"""Videos in: what a file holds, and the frames nearest to wanted times, by PyAV.
+"""Videos in: their packets, and the frames nearest to wanted times, by PyAV. What a file holds is told by `looking`.
 
 Why PyAV, and not decord (which the reference uses) or torchcodec: decord's last release is of 2021 and it is no longer
 kept; torchcodec is tied to a torch release and to FFmpeg libraries of the system. PyAV is kept, brings its own FFmpeg,
@@ -27,7 +27,7 @@ from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 from cogvideox.data.containers import OPEN_OPTIONS, fault_of_boxes
-from cogvideox.data.sampling import UsableSpan, nearest_frames, wanted_times
+from cogvideox.data.sampling import nearest_frames, wanted_times
 from cogvideox.data.scaling import FrameScaler
 
 DECODER_THREADS = 2
@@ -37,15 +37,6 @@ OPEN_TIMEOUT_S = 30.0
 
 Video = Path | bytes
 """A file, or a file's content."""
-
-
-@dataclass(frozen=True)
-class VideoFacts:
-    """What a file holds: the span to sample from, and the size of its pictures as they are shown (square pixels)."""
-
-    span: UsableSpan
-    height: float
-    width: float
 
 
 class UnreadableVideo(Exception):
@@ -64,7 +55,8 @@ class TimedPacket:
     shown_at: int | None
 
 
-def _size(video: Video) -> int:
+def byte_count(video: Video) -> int:
+    """How large a video is, in bytes. OSError: the file is not there."""
     return len(video) if isinstance(video, bytes) else video.stat().st_size
 
 
@@ -72,7 +64,7 @@ def _size(video: Video) -> int:
 def open_video(video: Video) -> Iterator[tuple[InputContainer, VideoStream]]:
     """The container and its best video stream; closed at the end. Errors of FFmpeg and the system → UnreadableVideo."""
     try:
-        if _size(video) == 0:
+        if byte_count(video) == 0:
             raise UnreadableVideo("is empty (0 bytes)")
         # Titles that are not UTF-8 are no reason to refuse a video.
         source = io.BytesIO(video) if isinstance(video, bytes) else str(video)
@@ -97,70 +89,6 @@ def _why_not(video: Video, error: Exception) -> str:
     return fault or f"cannot be read as a video ({getattr(error, 'strerror', None) or error})"
 
 
-def look_at(video: Video, skip_frames: int, start_s: float | None = None, end_s: float | None = None) -> VideoFacts:
-    """Look at a file without decoding: the span left after ignoring `skip_frames` frames at both ends, of the part
-    between `start_s` and `end_s` (seconds from the first frame; None: the whole).
-
-    Reads the index, and the packets of both ends; all packets where the container has no index (fragmented mp4) or a
-    part of it is wanted. Raises UnreadableVideo: not a video, truncated, or no frame left.
-    """
-    is_whole = start_s is None and end_s is None
-    with open_video(video) as (container, stream):
-        index = stream.index_entries
-        needed_bytes = max((entry.pos + entry.size for entry in index), default=0)
-        if _size(video) < needed_bytes:
-            raise UnreadableVideo(f"is truncated ({_size(video):,} bytes; its index needs {needed_bytes:,})")
-        has_index = is_whole and 0 < stream.frames == len(index)
-        head = tail = _first_times(container, stream, skip_frames + 1 if has_index else None)
-        if has_index:
-            tail = _times_from(container, stream, max(entry.timestamp for entry in index if entry.is_keyframe))
-            if len(tail) < skip_frames + 2:
-                head = tail = _times_from(container, stream, index[0].timestamp)
-        base = float(_time_base(stream))
-        if not is_whole:
-            head = tail = _between(head, start_s, end_s, base)
-        rate = float(stream.average_rate or 0)
-        height, width = _shown_size(stream)
-    usable = tail[: len(tail) - skip_frames]
-    if len(head) <= skip_frames or not usable or usable[-1] < head[skip_frames]:
-        raise UnreadableVideo(f"is too short: no frame is left after skipping {skip_frames} at both ends")
-    last_frame_s = (usable[-1] - usable[-2]) * base if len(usable) > 1 else (1 / rate if rate else 0.0)
-    return VideoFacts(UsableSpan(head[skip_frames] * base, usable[-1] * base, last_frame_s), height, width)
-
-
-def usable_span(video: Video, skip_frames: int) -> UsableSpan:
-    """As `look_at`: the span alone."""
-    return look_at(video, skip_frames).span
-
-
-def quarter_turns(video: Video) -> int:
-    """By how many quarters a video is turned when it is shown, from its first frame. Raises UnreadableVideo."""
-    with open_video(video) as (container, stream):
-        for frame in container.decode(stream):
-            return round(frame.rotation / 90) % 4
-    raise UnreadableVideo("has no frame that decodes")
-
-
-def _between(ticks: list[int], start_s: float | None, end_s: float | None, base: float) -> list[int]:
-    """The ticks from `start_s` on and before `end_s`, seconds after the first."""
-    if not ticks:
-        return []
-    first = ticks[0] + (start_s or 0.0) / base - 0.5
-    last = math.inf if end_s is None else ticks[0] + end_s / base - 0.5
-    kept = [tick for tick in ticks if first <= tick < last]
-    if not kept:
-        length = (ticks[-1] - ticks[0]) * base
-        raise UnreadableVideo(
-            f"has no frame from {start_s or 0:g} s to {end_s or length:g} s (it lasts {length:.2f} s)"
-        )
-    return kept
-
-
-def _shown_size(stream: VideoStream) -> tuple[float, float]:
-    """Height and width in square pixels, upright only if the file is stored upright."""
-    return float(stream.height), stream.width * float(stream.sample_aspect_ratio or 1)
-
-
 def read_frames(
     video: Video,
     start_s: float,
@@ -178,7 +106,7 @@ def read_frames(
     Raises UnreadableVideo where a wanted frame does not decode cleanly.
     """
     with open_video(video) as (container, stream):
-        base = _time_base(stream)
+        base = time_base(stream)
         wanted = np.minimum(wanted_times(start_s, fps, frame_count), end_s) / base
         window = _window(container, stream, wanted)
         times = np.array(sorted(each.shown_at for each in window if each.shown_at is not None))
@@ -208,7 +136,7 @@ def _decode(stream: VideoStream, window: list[TimedPacket], wanted: set[int]) ->
         for frame in _decoded_frames(stream, each.packet if each else None):
             # The frames after a damaged one are patched together from it, without a mark.
             if frame.is_corrupt:
-                raise UnreadableVideo(f"is damaged at {(frame.pts or 0) * _time_base(stream):.2f} s")
+                raise UnreadableVideo(f"is damaged at {(frame.pts or 0) * time_base(stream):.2f} s")
             if frame.pts in wanted:
                 yield frame.pts, frame
 
@@ -240,7 +168,7 @@ def _demux_past(container: InputContainer, stream: VideoStream, last: float) -> 
     """Packets from here on, until no later one can be nearer to `last` (no frame is shown before it is decoded)."""
     window: list[TimedPacket] = []
     next_after = math.inf
-    for each in _timed_packets(container, stream):
+    for each in timed_packets(container, stream):
         window.append(each)
         if each.shown_at is not None and each.shown_at >= last:
             next_after = min(next_after, each.shown_at)
@@ -249,7 +177,7 @@ def _demux_past(container: InputContainer, stream: VideoStream, last: float) -> 
     return window
 
 
-def _timed_packets(container: InputContainer, stream: VideoStream) -> Iterator[TimedPacket]:
+def timed_packets(container: InputContainer, stream: VideoStream) -> Iterator[TimedPacket]:
     """The stream's packets from the container's position on, in decoding order."""
     for packet in container.demux(stream):
         if packet.size == 0:
@@ -261,26 +189,7 @@ def _timed_packets(container: InputContainer, stream: VideoStream) -> Iterator[T
         yield TimedPacket(packet, decoded_at, None if packet.is_discard else shown_at)
 
 
-def _first_times(container: InputContainer, stream: VideoStream, count: int | None) -> list[int]:
-    """From the container's position on: the first `count` times of frames, ascending (all: None).
-
-    Stops reading as soon as no earlier one can come; a few later times may be in the list.
-    """
-    times: list[int] = []
-    for each in _timed_packets(container, stream):
-        if each.shown_at is not None:
-            times.append(each.shown_at)
-        if count is not None and len(times) >= count and each.decoded_at >= sorted(times)[count - 1]:
-            break
-    return sorted(times)
-
-
-def _times_from(container: InputContainer, stream: VideoStream, decoded_at: int) -> list[int]:
-    """All times of frames, ascending, from the keyframe decoded at `decoded_at` to the end."""
-    container.seek(decoded_at, stream=stream, backward=True)
-    return _first_times(container, stream, None)
-
-
-def _time_base(stream: VideoStream) -> float:
+def time_base(stream: VideoStream) -> float:
+    """Seconds a tick."""
     assert stream.time_base is not None, "open_video has looked"
     return float(stream.time_base)

@@ -28,9 +28,10 @@ from cogvideox import parallel
 from cogvideox.data.checking import LeftOut, describe
 from cogvideox.data.clip_parameters import checked_sizes, faults_of_sampling
 from cogvideox.data.clips import Choices, Clip, within
+from cogvideox.data.looking import look_at
 from cogvideox.data.mixture import REPLACED, DrawnDataset
 from cogvideox.data.quarantine import read_quarantine
-from cogvideox.data.reading import UnreadableVideo, look_at, read_frames
+from cogvideox.data.reading import UnreadableVideo, read_frames
 from cogvideox.data.records import Record
 from cogvideox.data.sampling import largest_clip_length, shortest_clip_length
 from cogvideox.data.scaling import to_clip

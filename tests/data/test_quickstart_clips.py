@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from cogvideox.data.reading import read_frames, usable_span
+from cogvideox.data.looking import usable_span
+from cogvideox.data.reading import read_frames
 from cogvideox.errors import UserError
 from tools import quickstart_clips
 from tools.quickstart_clips import CLIPS_FOLDER, CUTS

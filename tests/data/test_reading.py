@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from cogvideox.data import reading
-from cogvideox.data.reading import UnreadableVideo, read_frames, usable_span
+from cogvideox.data.looking import usable_span
+from cogvideox.data.reading import UnreadableVideo, read_frames
 from tests.data.painted import HEIGHT, WIDTH, even_times, numbers_in, write_painted
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from cogvideox.data.reading import read_frames, usable_span
+from cogvideox.data.looking import usable_span
+from cogvideox.data.reading import read_frames
 from cogvideox.data.writing import to_uint8_frames, write_video
 from tests.data.painted import numbers_in, paint
 

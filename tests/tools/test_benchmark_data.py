@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cogvideox.data.reading import look_at
+from cogvideox.data.looking import look_at
 from cogvideox.errors import UserError
 from tools import benchmark, benchmark_data
 from tools.benchmark_data import Job, job_of, measure, ours, reference, write_source
