@@ -26,6 +26,7 @@ from cogvideox.config.report import Problem, raise_if_any
 from cogvideox.config.resumed import settle_resumed
 from cogvideox.config.settings import DEFAULT, MISSING, Settings
 from cogvideox.config.sizes import check_sizes
+from cogvideox.config.split import check_split
 from cogvideox.config.targets import allowed_modules
 from cogvideox.config.validate import Validator
 
@@ -59,6 +60,7 @@ def get_args(args_list: Sequence[str] | None = None) -> argparse.Namespace:
         *check_paths(settings),
         *check_sizes(settings),
         *_check_lengths(settings),
+        *check_split(settings),
     ]
     found += [*check_world(settings, ranks["world_size"]), *check_batch(settings, ranks["world_size"])]
     told = {problem.key for problem in problems if problem.key}

@@ -6,10 +6,12 @@ A batch is a dict of tensors and lists: `mp4` (B,F,C,H,W) float in [-1, 1], `txt
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 
+from cogvideox.errors import UserError
 from cogvideox.parallel import current
 from cogvideox.platform import current_device
 
@@ -43,3 +45,18 @@ def broadcast_batch(batch: dict[str, Any]) -> dict[str, Any]:
             )
             outline[key] = group.broadcast(tensor)
     return outline
+
+
+def as_told(batches: Iterator[Any]) -> Iterator[Any]:
+    """A DataLoader's batches; a UserError of a worker process as it was raised there, one for a worker that died."""
+    try:
+        yield from batches
+    except UserError as error:
+        raise UserError(str(error).rpartition(f"{UserError.__name__}: ")[2].rstrip()) from None
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise UserError(
+            f"a process that reads clips has died ({str(error).splitlines()[0]}): if it was killed for memory, lower "
+            "--num-workers or --prefetch-factor, or enlarge /dev/shm"
+        ) from error

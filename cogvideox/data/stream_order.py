@@ -7,32 +7,41 @@ of it is one number, so that a run goes on with exactly the rest on any number o
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
-from cogvideox.data.order import Draw, StepBatches
+from cogvideox.data.order import Draw, Numbers, StepBatches, digest_of
 
 # Numbers that keep the random streams of one seed apart; `order` uses those below 10.
 _SHARDS, _WINDOWS = 10, 11
-
-Numbers = Sequence[int] | np.ndarray
 
 
 class StreamOrder:
     """`step(n)`: the draws of the `n`-th step, of all ranks together.
 
-    `shard_of` has each sample's shard; those of one lie together. `window` samples are shuffled with each other (1:
-    none are). `per_step` samples make a step; `given` were used before step 0.
+    `shard_of` has each sample's shard; those of one lie together. `counts` is how often each comes in an epoch (None:
+    once), each time with a number of its own. `window` samples are shuffled with each other (1: none are). `per_step`
+    samples make a step; `given` were used before step 0.
     """
 
-    def __init__(self, shard_of: Numbers, window: int, per_step: int, seed: int, given: int = 0) -> None:
+    def __init__(
+        self,
+        shard_of: Numbers,
+        window: int,
+        per_step: int,
+        seed: int,
+        given: int = 0,
+        counts: Numbers | None = None,
+    ) -> None:
         shards = np.asarray(shard_of, dtype=np.int64)
         assert len(shards) > 0, "the data set has looked"
-        self.samples, self.window, self.per_step, self.seed, self.given = len(shards), window, per_step, seed, given
-        self._starts = np.concatenate([[0], np.flatnonzero(np.diff(shards)) + 1])
-        self._sizes = np.diff([*self._starts, self.samples])
+        times = np.ones_like(shards) if counts is None else np.asarray(counts, dtype=np.int64)
+        self.window, self.per_step, self.seed, self.given = window, per_step, seed, given
+        self.samples = int(times.sum())
+        self._sizes = np.add.reduceat(times, np.concatenate([[0], np.flatnonzero(np.diff(shards)) + 1]))
+        self._starts = np.cumsum(self._sizes) - self._sizes
         self._shuffled: tuple[int, int, np.ndarray] = (-1, -1, np.empty(0, dtype=np.int64))
 
     def step(self, number: int) -> list[Draw]:
@@ -63,31 +72,38 @@ class StreamOrder:
 
 
 class StreamBatches(StepBatches[StreamOrder]):
-    """Batches in the order of `StreamOrder`, of samples with `shard_of`."""
+    """Batches in the order of `StreamOrder`, of samples with `shard_of`; `names` tell them from other ones."""
 
-    def __init__(self, shard_of: Numbers, window: int, batch_size: int, rank: int, ranks: int, seed: int) -> None:
-        super().__init__(StreamOrder(shard_of, window, batch_size * ranks, seed), batch_size, rank)
-        self._shard_of = shard_of
+    def __init__(
+        self,
+        shard_of: Numbers,
+        window: int,
+        batch_size: int,
+        rank: int,
+        ranks: int,
+        seed: int,
+        *,
+        counts: Numbers | None = None,
+        names: Iterable[str] = (),
+    ) -> None:
+        super().__init__(StreamOrder(shard_of, window, batch_size * ranks, seed, counts=counts), batch_size, rank)
+        self._shard_of, self._counts = shard_of, counts
+        times = np.ones(len(shard_of)) if counts is None else counts
+        self._digest = digest_of("shards", [seed, window], [shard_of, times], names)
 
     def state(self, steps: int) -> dict[str, Any]:
         """What to save after `steps` steps of the run: the epoch and how many samples of it all ranks were given."""
         epoch, given = divmod(self.order.given_after(steps - self._steps_before), self.order.samples)
-        return {
-            "samples": self.order.samples,
-            "window": self.order.window,
-            "steps": steps,
-            "epoch": epoch,
-            "given": given,
-        }
+        return {"data": self._digest, "steps": steps, "epoch": epoch, "given": given}
 
     def restore(self, state: Mapping[str, Any]) -> bool:
         """Go on after what `state` says was given. False if it was saved of other data: then only its steps count."""
-        if (state["samples"], state.get("window")) != (self.order.samples, self.order.window):
+        if state.get("data") != self._digest:
             self.start = state["steps"]
             return False
-        given = state["epoch"] * state["samples"] + state["given"]
-        self._steps_before = state["steps"]
         order = self.order
-        self.order = StreamOrder(self._shard_of, order.window, order.per_step, order.seed, given)
+        given = state["epoch"] * order.samples + state["given"]
+        self._steps_before = state["steps"]
+        self.order = StreamOrder(self._shard_of, order.window, order.per_step, order.seed, given, self._counts)
         self.start = 0
         return True

@@ -19,6 +19,7 @@ from cogvideox.errors import UserError
 from cogvideox.parallel import current
 from cogvideox.platform import reset_peak_memory
 from cogvideox.sat_bridge import building, loaders, training
+from cogvideox.sat_bridge.numbered import TellsReplaced
 from cogvideox.sat_bridge.optimizer import EmaAdamW
 from cogvideox.sat_bridge.recorder import Recorder
 from cogvideox.sat_bridge.reporting import Reporter
@@ -36,6 +37,7 @@ class Run:
         args.eval_batch, args.eval_split = 0, "val"  # which batch of which evaluation is running
         self.recorder = Recorder()
         self._bad_clips: dict[str, LeftOut] = {}
+        self._bad_in_evaluations: dict[str, dict[str, LeftOut]] = {"val": {}, "test": {}}
         self.reporter = Reporter(args, folder)
         self.train_data: loaders.TrainLoader | None = None
         self.valid_data: loaders.EvaluationLoader | None = None
@@ -122,20 +124,24 @@ class Run:
         )
 
     def _tell_of_bad_clips(self, step: int) -> None:
-        """Gather what clips did not decode on any rank. Every rank must call this. UserError above the limit."""
+        """What clips did not decode in training on any rank. Every rank must call this. UserError above the limit."""
         assert self.train_data is not None
-        own, self.train_data.new_replaced = self.train_data.new_replaced, []
-        for name, kind, reason in (each for of_rank in current().host.gather_objects(own) for each in of_rank):
-            if name not in self._bad_clips:
-                self._bad_clips[name] = LeftOut(Path(name), kind, reason)
-                self.reporter.bad_clip(step, name, kind, reason, len(self._bad_clips))
-        clips = self.train_data.samples
-        if clips is not None and len(self._bad_clips) > self.args.max_bad_fraction * clips:
+        bad = self._bad_clips
+        self._tell_of_new(step, self.train_data, bad)
+        clips = self.train_data.clips
+        if clips is not None and len(bad) > self.args.max_bad_fraction * clips:
             raise UserError(
-                f"{len(self._bad_clips)} of {clips} clips do not decode, more than --max-bad-fraction "
-                f"{self.args.max_bad_fraction:g} allows: {describe(list(self._bad_clips.values()))}\n"
+                f"{len(bad)} of {clips} clips do not decode, more than --max-bad-fraction "
+                f"{self.args.max_bad_fraction:g} allows: {describe(list(bad.values()))}\n"
                 "Replace these files, or name them in a --quarantine list (tools/check_data.py writes one)"
             )
+
+    def _tell_of_new(self, step: int, loader: TellsReplaced, bad: dict[str, LeftOut], where: str = "") -> None:
+        own, loader.new_replaced = loader.new_replaced, []
+        for name, kind, reason in (each for of_rank in current().host.gather_objects(own) for each in of_rank):
+            if name not in bad:
+                bad[name] = LeftOut(Path(name), kind, reason)
+                self.reporter.bad_clip(step, name, kind, reason + where, len(bad))
 
     def evaluate_and_print_results(
         self,
@@ -160,7 +166,9 @@ class Run:
         with self._not_training_time():
             batches = len(loader) if args.strict_eval else eval_iters
             values = training.evaluate(loader, engine, batches, args, timers, hooks["forward_step_eval"])
-            self.reporter.evaluation(step if step is not None else args.iteration, values, split, prefix)
+            at = step if step is not None else args.iteration
+            self._tell_of_new(at, loader, self._bad_in_evaluations[split], f" ({split} data)")
+            self.reporter.evaluation(at, values, split, prefix)
             self.reporter.write_report()
         return values["loss"]
 

@@ -10,12 +10,15 @@ from typing import Any
 import numpy as np
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
+from cogvideox.data.batches import as_told
 from cogvideox.data.mixture import Mixture, collate
 from cogvideox.data.stream_order import StreamBatches
 from cogvideox.data.streaming import VideoDataset
 from cogvideox.errors import UserError
 from cogvideox.parallel import Group
-from cogvideox.sat_bridge.loaders import TrainLoader, _loading, as_told
+from cogvideox.sat_bridge.numbered import StepCount, TellsReplaced, TrainLoader, loading_options, names_of
+
+ITERABLE = "a data set of one's own that only iterates"
 
 
 class StreamLoader(TrainLoader):
@@ -24,15 +27,27 @@ class StreamLoader(TrainLoader):
     The seed and the shuffle window are those of the first part; a part that is named twice comes twice an epoch.
     """
 
-    batch_sampler: StreamBatches  # type: ignore[assignment]  # it has what TrainLoader uses of RankBatches
-
-    def __init__(self, data: Mixture, group: Group, args: argparse.Namespace, collate_fn: Any = None) -> None:
+    def __init__(
+        self,
+        data: Mixture,
+        group: Group,
+        args: argparse.Namespace,
+        collate_fn: Any = None,
+        places: Sequence[str] = (),
+    ) -> None:
         first = data.parts[0][0]
         assert isinstance(first, VideoDataset), "is_stream has looked"
         batches = StreamBatches(
-            shards_of(data), first.shuffle_buffer, args.batch_size, group.rank, group.size, first.seed
+            shards_of(data),
+            first.shuffle_buffer,
+            args.batch_size,
+            group.rank,
+            group.size,
+            first.seed,
+            counts=data.counts,
+            names=names_of(data),
         )
-        super().__init__(data, batches, args, collate_fn)  # type: ignore[arg-type]
+        super().__init__(data, batches, args, collate_fn, places)
 
 
 def is_stream(data: Mixture) -> bool:
@@ -51,7 +66,7 @@ def shards_of(data: Mixture) -> np.ndarray:
     return np.concatenate(numbers)
 
 
-class IterableLoader:
+class IterableLoader(TellsReplaced):
     """Batches of a torch IterableDataset of one's own, which says itself which rank and worker gets what.
 
     With `iterable_dataset: custom` it gives whole batches, else samples. It begins anew where it ends. A resumed run
@@ -59,17 +74,16 @@ class IterableLoader:
     """
 
     def __init__(self, dataset: Dataset, args: argparse.Namespace, collate_fn: Any = None) -> None:
+        super().__init__()
         self.dataset = dataset
-        self.replaced: dict[str, tuple[str, str]] = {}
-        self.new_replaced: list[tuple[str, str, str]] = []
-        self._accumulation, self._skip = args.gradient_accumulation_steps, 0
+        self._count, self._skip = StepCount(args.gradient_accumulation_steps), 0
         gives_batches = args.iterable_dataset == "custom"
         self._loader = DataLoader(
             dataset,
             batch_size=None if gives_batches else args.batch_size,
             collate_fn=collate_fn or (None if gives_batches else collate),
             drop_last=not gives_batches,
-            **_loading(args),
+            **loading_options(args),
         )
 
     @property
@@ -77,17 +91,19 @@ class IterableLoader:
         """Nobody knows how many an epoch has."""
         return None
 
+    clips = samples
+
     def start_at(self, iteration: int, skipped_batches: int = 0, state: Mapping[str, Any] | None = None) -> bool:
-        """Continue with the batches of `iteration`, or after those of `state`."""
-        self._skip = state["steps"] if state is not None else iteration * self._accumulation + skipped_batches
-        return True
+        """Continue with the batches of `iteration`, or after those of `state`; False if those are of other data."""
+        self._skip = self._count.go_on(iteration, skipped_batches, state)
+        return state is None or state.get("data") == ITERABLE
 
     def state(self, iteration: int, skipped_batches: int = 0) -> dict[str, Any]:
         """What to save after `iteration`: the batches that this rank was given."""
-        return {"samples": None, "steps": iteration * self._accumulation + skipped_batches}
+        return {"data": ITERABLE, "steps": self._count.after(iteration, skipped_batches)}
 
     def __iter__(self) -> Iterator[Any]:
-        return islice(self._endless(), self._skip, None)
+        return map(self.noted, islice(self._endless(), self._skip, None))
 
     def _endless(self) -> Iterator[Any]:
         while True:

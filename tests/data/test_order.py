@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections import Counter
 from itertools import islice
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cogvideox.data.order import Draw, Order, RankBatches
+from cogvideox.data.stream_order import StreamBatches
 
 BUCKETS = [0, 1, 0, 2, 1, 0, 0, 2, 1, 0, 0]
 
@@ -89,6 +92,62 @@ def test_an_epoch_is_exact_when_the_number_of_ranks_changes_in_it(first: int, th
     assert once_more.restore(state) and once_more.order.taken(0) == after[0].order.taken(steps)
 
 
+NAMES = [f"{number}.mp4" for number in range(len(BUCKETS))]
+
+
 def test_other_data_does_not_take_the_place() -> None:
-    order = RankBatches(BUCKETS, 2, 0, 1, seed=1)
-    assert not RankBatches(BUCKETS[1:], 2, 0, 1, seed=1).restore(order.state(3))
+    """Invariant: only the same clips, sizes, repeats and seed go on; of as many others, also of shards, none does."""
+    ones = [1] * len(BUCKETS)
+    before = RankBatches(BUCKETS, 2, 0, 1, seed=1, counts=ones, names=NAMES)
+    state = before.state(3)
+    assert RankBatches(BUCKETS, 3, 0, 2, seed=1, names=NAMES).restore(state)
+    others = [
+        RankBatches(BUCKETS[1:], 2, 0, 1, seed=1, names=NAMES[1:]),
+        RankBatches(BUCKETS, 2, 0, 1, seed=1, names=NAMES[::-1]),
+        RankBatches(BUCKETS[::-1], 2, 0, 1, seed=1, names=NAMES),
+        RankBatches(BUCKETS, 2, 0, 1, seed=2, names=NAMES),
+        RankBatches(BUCKETS, 2, 0, 1, seed=1, names=NAMES, counts=[2, 0, *ones[2:]]),
+    ]
+    assert not any(other.restore(state) for other in others) and others[0].start == 3
+    shards = StreamBatches(BUCKETS, 4, 2, 0, 1, 1, names=NAMES)
+    assert not before.restore(shards.state(3)) and not shards.restore(state)
+
+
+@given(st.lists(st.tuples(st.integers(0, 2), st.integers(1, 9)), min_size=1, max_size=20), st.integers(1, 7))
+@settings(max_examples=60, deadline=None)
+def test_what_counts_often_comes_as_often(samples: list[tuple[int, int]], per_step: int) -> None:
+    """Invariant: each repeat has a number of its own, which comes once an epoch; a bucket keeps its numbers."""
+    buckets, counts = zip(*samples, strict=True)
+    order = Order(buckets, per_step, 5, counts=counts)
+    bucket_of = [bucket for bucket, count in samples for _ in range(count)]
+    draws = stream(order, -(-3 * sum(counts) // per_step))
+    for bucket in set(buckets):
+        own = [draw for draw in draws if bucket_of[draw.sample] == bucket]
+        size = bucket_of.count(bucket)
+        for start in range(0, len(own) - size + 1, size):
+            epoch = own[start : start + size]
+            assert len({draw.sample for draw in epoch}) == size and len({draw.epoch for draw in epoch}) == 1
+
+
+def test_repeats_lie_evenly_in_an_epoch() -> None:
+    """Invariant: any n rounds of what comes in every round have n of its repeats; a count of its own is not a place."""
+    draws = [draw.sample for draw in stream(Order([0] * 8, 1, 5, counts=[4, 4, 4, 4, 1, 1, 1, 1]), 20)]
+    places = [[at for at, sample in enumerate(draws) if sample // 4 == number] for number in range(4)]
+    assert all(max(np.diff(each)) <= 4 + 4 + 3 for each in places)
+    rare = {tuple(at for at, each in enumerate(stream(Order([0] * 9, 1, seed, counts=[9] * 8 + [1]), 73))
+                  if each.sample == 72) for seed in range(8)}  # fmt: skip
+    assert len(rare) > 4
+
+
+def test_a_billion_repeats_take_no_room() -> None:
+    """Invariant: 1e9 numbers of an epoch, in memory for their 1000 samples, also where a run goes on in the middle."""
+    counts = [10**6] * 999 + [1]
+    tracemalloc.start()
+    batches = RankBatches([0] * 1000, 8, 0, 1, seed=1, counts=counts)
+    state = batches.state(50_000_000)
+    assert batches.restore(state)
+    numbers = [draw.sample for step in islice(batches, 50) for draw in step]
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert batches.order.samples == 999 * 10**6 + 1 and len(set(numbers)) == 400
+    assert peak < 2**20

@@ -90,7 +90,29 @@ def test_resumed_on_other_ranks_the_rest_of_the_epoch_comes(
         assert Counter(draw.sample for draw in drawn if draw.epoch == epoch) == Counter(range(TOTAL))
 
 
+NAMES = [f"{number}.mp4" for number in range(TOTAL)]
+
+
 def test_a_state_of_other_data_is_not_taken() -> None:
-    state = StreamBatches(SHARD_OF, 6, 2, 0, 1, 3).state(4)
-    for other in (StreamBatches(SHARD_OF[:-1], 6, 2, 0, 1, 3), StreamBatches(SHARD_OF, 5, 2, 0, 1, 3)):
+    """Invariant: only the same samples, shards, repeats, window and seed go on; as many others do not."""
+    state = StreamBatches(SHARD_OF, 6, 2, 0, 1, 3, names=NAMES).state(4)
+    assert StreamBatches(SHARD_OF, 6, 3, 0, 2, 3, names=NAMES, counts=[1] * TOTAL).restore(state)
+    others = [
+        StreamBatches(SHARD_OF[:-1], 6, 2, 0, 1, 3, names=NAMES[:-1]),
+        StreamBatches(SHARD_OF, 5, 2, 0, 1, 3, names=NAMES),
+        StreamBatches(SHARD_OF, 6, 2, 0, 1, 4, names=NAMES),
+        StreamBatches(SHARD_OF, 6, 2, 0, 1, 3, names=NAMES[::-1]),
+        StreamBatches(SHARD_OF[::-1], 6, 2, 0, 1, 3, names=NAMES),
+        StreamBatches(SHARD_OF, 6, 2, 0, 1, 3, names=NAMES, counts=[2] * TOTAL),
+    ]
+    for other in others:
         assert not other.restore(state) and other.start == 4
+
+
+def test_counts_are_as_numbers_that_are_listed() -> None:
+    """Identity: each sample listed as often as it comes."""
+    counts = np.arange(TOTAL) % 4 + 1
+    counted = StreamOrder(SHARD_OF, 6, 7, 3, counts=counts)
+    listed = StreamOrder(np.repeat(SHARD_OF, counts), 6, 7, 3)
+    assert counted.samples == listed.samples == counts.sum()
+    assert [counted.step(number) for number in range(20)] == [listed.step(number) for number in range(20)]

@@ -22,6 +22,8 @@ from cogvideox.sat_bridge.streams import IterableLoader, StreamLoader, is_stream
 from tests.data.shard_files import clip_bytes, sample, write_shards, write_tar
 
 TOTAL = 11
+# (batch, accumulation) of a run and of what it was resumed with, twice.
+RUNS = [((1, 2), (1, 4), (1, 1)), ((1, 4), (2, 2), (1, 4)), ((2, 1), (1, 3), (3, 2))]
 
 
 def arguments(**changes: Any) -> argparse.Namespace:
@@ -96,6 +98,35 @@ def test_resumed_in_the_middle_on_other_ranks(data: Mixture, before: int, after:
     assert Counter(given + rest) == Counter(captions(batches_of(data, 0, 1, TOTAL)))
 
 
+@pytest.mark.parametrize("runs", RUNS)
+def test_batch_and_accumulation_may_change_at_each_resumption(data: Mixture, runs: tuple[tuple[int, int], ...]) -> None:
+    """Identity: run, saved and resumed twice, with dropped batches: the order of one run of single samples."""
+    given: list[Any] = []
+    state, iteration, skipped = None, 0, 0
+    for batch_size, accumulation in runs:
+        loader = StreamLoader(data, Group(), arguments(batch_size=batch_size, gradient_accumulation_steps=accumulation))
+        assert loader.start_at(iteration, skipped, state)
+        given += [draw for step in islice(loader.batch_sampler, 5 * accumulation + 1) for draw in step]
+        iteration, skipped = iteration + 5, skipped + 1
+        state = loader.state(iteration, skipped)
+        assert (state["epoch"], state["given"]) == divmod(len(given), TOTAL)
+    alone = StreamLoader(data, Group(), arguments()).batch_sampler
+    assert given == [draw for step in islice(alone, len(given)) for draw in step]
+
+
+def test_other_shards_or_another_seed_do_not_go_on(tmp_path: Path) -> None:
+    """Invariant: as many samples of other names are other data; where the shards lie does not count."""
+    clip = clip_bytes(tmp_path)
+    states = []
+    for place, names, seed in (("a", "xy", 1), ("b", "xy", 1), ("c", "xz", 1), ("d", "xy", 2)):
+        (tmp_path / place).mkdir()
+        path = write_tar(tmp_path / place / "0.tar", sample(names[0], clip) | sample(names[1], clip))
+        dataset = VideoDataset(str(path), [16, 16], 5, 8, seed=seed)
+        states.append((StreamLoader(Mixture([(dataset, range(2))]), Group(), arguments()), place))
+    state = states[0][0].state(3)
+    assert [place for loader, place in states if loader.start_at(3, 0, state)] == ["a", "b"]
+
+
 def test_accumulation_and_epochs_count(data: Mixture) -> None:
     """Golden values: 11 samples, twice, at 2 ranks × batch 1 × 2 accumulated."""
     loader = StreamLoader(data, Group(0, 2), arguments(gradient_accumulation_steps=2, epochs=2))
@@ -141,6 +172,9 @@ def test_ones_own_iterable_begins_anew_and_resumes() -> None:
     state = loader.state(3)
     assert loader.start_at(3, 0, state)
     assert next(iter(loader)).tolist() == [2, 3]
+    resumed = IterableLoader(Endless(5), arguments(batch_size=2, gradient_accumulation_steps=2))
+    assert resumed.start_at(3, 0, state) and resumed.state(4)["steps"] == 5
+    assert not resumed.start_at(3, 0, {"samples": 5, "per_step": 2, "steps": 3})
     assert list(islice(IterableLoader(Endless(2), arguments(iterable_dataset="custom")), 3)) == [0, 1, 0]
     with pytest.raises(UserError, match="--train-iters"):
         len(loader)
