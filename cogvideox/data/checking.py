@@ -6,11 +6,15 @@ import itertools
 import logging
 import queue
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
+
+from cogvideox.errors import UserError
 
 _logger = logging.getLogger(__name__)
 
@@ -19,6 +23,14 @@ Answer = TypeVar("Answer")
 
 LISTED_FILES = 20
 """Files that a report names; the others it counts."""
+
+MOST_UNANSWERED, MOST_HANGING = 0.2, 1000
+"""The share of the files, and their number (each holds a thread), from which on the storage itself is at fault."""
+
+SHORTEST_PATIENCE = 1 / 16
+"""Of `stall_s`: how long a thread is waited for before another takes its place, where many hang already."""
+
+LOOKS_IN_A_STALL = 64
 
 
 @dataclass(frozen=True)
@@ -38,38 +50,102 @@ class Unanswered(Generic[Item]):
 
 
 def answer_all(
-    ask: Callable[[Item], Answer], items: Sequence[Item], threads: int = 8, stall_s: float = 60.0
+    ask: Callable[[Item], Answer],
+    items: Sequence[Item],
+    threads: int = 8,
+    stall_s: float = 60.0,
+    doing: str = "looked at",
 ) -> list[Answer | Unanswered[Item]]:
     """`ask(item)` for every item, in threads; answers in the order of `items`. What `ask` raises is raised here.
 
-    Bounded by a stall, not by a total: when no answer at all has come for `stall_s` seconds, what is still open is
-    given up. A total would leave out other files on a slow rank than on a fast one. The threads are daemons, so that
-    one that hangs in a dead file system does not hold up the exit.
+    Where a thread waits for one answer longer than `stall_s`, another takes its place, and the rest goes on; the more
+    hang, the sooner. Its answer still counts as long as others come. What hangs is given up when nothing else is left
+    to wait for and no answer has come for `stall_s`. UserError: too many hang (MOST_UNANSWERED, MOST_HANGING). The
+    threads are daemons, so that one that hangs in a dead file system does not hold up the exit.
     """
-    answers: dict[int, Answer] = {}
-    finished: queue.SimpleQueue[tuple[int, Answer] | Exception] = queue.SimpleQueue()
-    positions = itertools.count()
+    return _Asking(ask, items, threads, stall_s).all_answers(doing)
 
-    def work() -> None:
+
+class _Asking(Generic[Item, Answer]):
+    """The threads that ask, what they have found, and which of them hang."""
+
+    def __init__(self, ask: Callable[[Item], Answer], items: Sequence[Item], threads: int, stall_s: float) -> None:
+        self._ask, self._items, self._threads, self._stall_s = ask, items, threads, stall_s
+        self._positions = itertools.count()
+        self._finished: queue.SimpleQueue[tuple[int, Answer] | Exception] = queue.SimpleQueue()
+        self._answers: dict[int, Answer] = {}
+        self._asked_at: dict[int, float] = {}  # of the items without an answer, that are asked about
+        self._hanging: set[int] = set()  # those of them whose thread was replaced
+
+    def all_answers(self, doing: str) -> list[Answer | Unanswered[Item]]:
+        for _ in range(min(self._threads, len(self._items))):
+            self._start_thread()
+        answered_at = looked_at = time.monotonic()
+        while len(self._answers) < len(self._items):
+            with suppress(queue.Empty):
+                self._take(self._finished.get(timeout=self._stall_s / LOOKS_IN_A_STALL))
+                answered_at = time.monotonic()
+                if len(self._answers) % 5000 == 0:
+                    _logger.info("%s %d of %d files", doing, len(self._answers), len(self._items))
+            now = time.monotonic()
+            if now - looked_at < self._stall_s / LOOKS_IN_A_STALL:
+                continue
+            looked_at = now
+            self._replace_hanging(now)
+            if self._is_at_the_end() and now - max(answered_at, *self._asked_at.values()) >= self._stall_s:
+                break
+        if self._hanging:
+            _logger.error("the storage gave no answer about %d of %d files", len(self._hanging), len(self._items))
+        return [self._answers.get(place, Unanswered(item)) for place, item in enumerate(self._items)]
+
+    def _start_thread(self) -> None:
+        threading.Thread(target=self._work, name="check-clips", daemon=True).start()
+
+    def _work(self) -> None:
         try:
-            while (position := next(positions)) < len(items):
-                finished.put((position, ask(items[position])))
+            while (position := next(self._positions)) < len(self._items):
+                self._asked_at[position] = time.monotonic()
+                answer = self._ask(self._items[position])
+                is_replaced = position in self._hanging
+                self._finished.put((position, answer))
+                if is_replaced:
+                    return
         except Exception as error:
-            finished.put(error)
+            self._finished.put(error)
 
-    for _ in range(min(threads, len(items))):
-        threading.Thread(target=work, name="check-clips", daemon=True).start()
-    try:
-        while len(answers) < len(items):
-            result = finished.get(timeout=stall_s)
-            if isinstance(result, Exception):
-                raise result
-            answers[result[0]] = result[1]
-            if len(answers) % 5000 == 0:
-                _logger.info("looked at %d of %d clips", len(answers), len(items))
-    except queue.Empty:
-        _logger.error("no answer from the storage for %.0f s; %d clips open", stall_s, len(items) - len(answers))
-    return [answers[position] if position in answers else Unanswered(item) for position, item in enumerate(items)]
+    def _take(self, result: tuple[int, Answer] | Exception) -> None:
+        if isinstance(result, Exception):
+            raise result
+        position, answer = result
+        self._answers[position] = answer
+        del self._asked_at[position]
+        self._hanging.discard(position)
+
+    def _replace_hanging(self, now: float) -> None:
+        """Start a thread for each one that has waited too long."""
+        patience_s = self._stall_s * max(SHORTEST_PATIENCE, 0.5 ** (len(self._hanging) // self._threads))
+        late = [
+            position
+            for position, since in self._asked_at.copy().items()
+            if now - since >= patience_s and position not in self._hanging
+        ]
+        if not late:
+            return
+        if not self._hanging:
+            text = "%s: no answer from the storage for %g s; going on with the others"
+            _logger.warning(text, self._items[late[0]], patience_s)
+        self._hanging.update(late)
+        if len(self._hanging) > min(MOST_HANGING, MOST_UNANSWERED * len(self._items)):
+            raise UserError(
+                f"the storage gives no answer about {len(self._hanging)} of {len(self._items)} files, "
+                f"{self._items[min(self._hanging)]} among them: "
+                "see whether it can be reached, or take these files out of the data"
+            )
+        for _ in late:
+            self._start_thread()
+
+    def _is_at_the_end(self) -> bool:
+        return len(self._answers) + len(self._hanging) == len(self._items)
 
 
 def describe(left_out: Sequence[LeftOut]) -> str:

@@ -7,10 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from av.error import FFmpegError
 from av.video.frame import VideoFrame
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from cogvideox.data.looking import fault_of_size
 from cogvideox.data.reading import UnreadableVideo
 from cogvideox.data.scaling import FrameScaler, to_clip
 from cogvideox.errors import UserError
@@ -38,14 +40,16 @@ def read_still(path: Path, size: tuple[int, int] | None = None, place: tuple[flo
     """
     try:
         with Image.open(path) as image:
+            if fault := fault_of_size(image.height, image.width):
+                raise UnreadableVideo(fault)
             pixels = _pixels(ImageOps.exif_transpose(image))
-    # Pillow's readers raise any of these for damaged files.
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        if size is None:
+            return pixels
+        return FrameScaler(size, place=place)(VideoFrame.from_ndarray(pixels, format="rgb24"))
+    # Pillow's readers raise any of these for damaged files, and so does scaling a picture that is too large for it.
+    except (OSError, ValueError, SyntaxError, MemoryError, FFmpegError, Image.DecompressionBombError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UnreadableVideo(f"cannot be read ({reason})") from error
-    if size is None:
-        return pixels
-    return FrameScaler(size, place=place)(VideoFrame.from_ndarray(pixels, format="rgb24"))
 
 
 def _pixels(image: Image.Image) -> np.ndarray:

@@ -13,7 +13,7 @@ TEMPORAL_COMPRESSION = 4
 """The VAE takes 4k+1 frames to k+1 latents, so that a clip has 4k+1 frames."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class UsableSpan:
     """The part of a video that may be sampled: its first and last frame's times, and how long the last frame lasts."""
 

@@ -7,10 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from av.error import FFmpegError
 from PIL import Image
 
-from cogvideox.data.pictures import read_picture
+from cogvideox.data import pictures
+from cogvideox.data.clips import ClipSize, look
+from cogvideox.data.pictures import read_picture, read_still
 from cogvideox.data.prompts import Prompt, parse_prompt, read_prompts
+from cogvideox.data.reading import UnreadableVideo
+from cogvideox.data.records import Record
 from cogvideox.errors import UserError
 
 
@@ -53,3 +58,32 @@ def test_a_picture_is_covered_and_cropped_to_its_middle(tmp_path: Path) -> None:
     (tmp_path / "no.png").write_bytes(b"no picture")
     with pytest.raises(UserError, match="no.png cannot be read"):
         read_picture(tmp_path / "no.png", (64, 64))
+
+
+def test_a_picture_that_is_nearly_a_line_is_told_at_the_start(tmp_path: Path) -> None:
+    """Golden value: scaled to cover 480×720, it would be 480×960000 pixels."""
+    Image.new("RGB", (2000, 1)).save(tmp_path / "line.png")
+    Image.new("RGB", (64, 2)).save(tmp_path / "flat.png")
+    left_out, clip = (
+        look(Record(tmp_path / name, name, "x"), [ClipSize(1, 480, 720)], 8, 0, 0.5)
+        for name in ("line.png", "flat.png")
+    )
+    assert (left_out.kind, clip.available) == ("not readable", 1)
+    assert left_out.reason == "is 2000 wide and 1 high: one side is more than 32 times the other"
+    with pytest.raises(UserError, match="line.png is 2000 wide"):
+        read_picture(tmp_path / "line.png", (480, 720))
+
+
+@pytest.mark.parametrize("error", [MemoryError(), FFmpegError(12, "Cannot allocate memory")])
+def test_a_picture_that_cannot_be_scaled_is_unreadable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """Identity: what scaling raises is a fault of this file, as what reading it raises."""
+
+    def fail(*_: object) -> None:
+        raise error
+
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    monkeypatch.setattr(pictures.FrameScaler, "__call__", fail)
+    with pytest.raises(UnreadableVideo, match="cannot be read"):
+        read_still(tmp_path / "a.png", (16, 16))

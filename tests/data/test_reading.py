@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import os
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
 
-from cogvideox.data import reading
-from cogvideox.data.looking import usable_span
+from cogvideox.data import looking, reading
+from cogvideox.data.checking import answer_all
+from cogvideox.data.clips import look_at_record
+from cogvideox.data.looking import look_at, usable_span
 from cogvideox.data.reading import UnreadableVideo, read_frames
+from cogvideox.data.records import Record
 from tests.data.painted import HEIGHT, WIDTH, even_times, numbers_in, write_painted
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -132,6 +139,80 @@ def test_unusable_files_say_why(tmp_path: Path) -> None:
     for name, reason in expected.items():
         with pytest.raises(UnreadableVideo, match=reason):
             usable_span(tmp_path / f"{name}.mp4", 3)
+
+
+def test_an_index_without_keyframes_is_told(tmp_path: Path) -> None:
+    """Golden value: its table of keyframes (stss) names frames that do not exist. FFmpeg finds no place in it."""
+    write_painted(tmp_path / "clip.mp4", even_times(25, 60))
+    content = bytearray((tmp_path / "clip.mp4").read_bytes())
+    table = content.index(b"stss") + 8
+    for place in range(int.from_bytes(content[table : table + 4], "big")):
+        content[table + 4 * (place + 1) : table + 4 * (place + 2)] = (1000 + place).to_bytes(4, "big")
+    (tmp_path / "clip.mp4").write_bytes(content)
+    with pytest.raises(UnreadableVideo, match="cannot be read"):
+        read_frames(tmp_path / "clip.mp4", 0.0, 8, 9, SIZE)
+    with pytest.raises(UnreadableVideo, match="index without any keyframe"):
+        look_at(tmp_path / "clip.mp4", 3)
+
+
+def test_pictures_without_a_size_are_told(tmp_path: Path) -> None:
+    """Golden value: raw pictures, of which the file says that they are 0 high and wide."""
+    write_painted(tmp_path / "clip.mp4", even_times(25, 60))
+    content = bytearray((tmp_path / "clip.mp4").read_bytes())
+    kind = content.index(b"avc1", content.index(b"stsd"))
+    content[kind : kind + 4], content[kind + 28 : kind + 32] = b"raw ", bytes(4)
+    (tmp_path / "clip.mp4").write_bytes(content)
+    with pytest.raises(UnreadableVideo, match="has no picture size"):
+        look_at(tmp_path / "clip.mp4", 3)
+
+
+@pytest.mark.parametrize(("pixel_aspect", "is_fine"), [(Fraction(20), True), (Fraction(1, 50), False)])
+def test_pictures_that_are_nearly_a_line_are_told(tmp_path: Path, pixel_aspect: Fraction, is_fine: bool) -> None:
+    """Golden values: as they are shown, 1920×64 and 1.92×64."""
+    write_painted(tmp_path / "clip.mp4", even_times(25, 20), pixel_aspect=pixel_aspect)
+    if is_fine:
+        assert look_at(tmp_path / "clip.mp4", 3).width == 1920
+    else:
+        with pytest.raises(UnreadableVideo, match="one side is more than 32 times the other"):
+            look_at(tmp_path / "clip.mp4", 3)
+
+
+@contextmanager
+def opened(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[object]]:
+    """Every file that is opened to be looked at."""
+    files: list[object] = []
+    plain = looking.open_video
+
+    def counting(video: Path | bytes) -> AbstractContextManager[object]:
+        files.append(video)
+        time.sleep(0.05)  # so that threads ask while another is about it
+        return plain(video)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(looking, "open_video", counting)
+        yield files
+
+
+def test_many_parts_of_a_video_are_one_look_at_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Identity: in threads, each part is what a look at the file's content gives; a changed file is seen anew."""
+    path = tmp_path / "clip.mp4"
+    write_painted(path, even_times(25, 200))
+    parts = [(number / 4, number / 4 + 2) for number in range(20)]
+    records = [Record(path, str(part), "x", None, *part) for part in parts]
+    content = path.read_bytes()
+    expected = [look_at(content, 1, *part) for part in parts]
+    with opened(monkeypatch) as files:
+        assert answer_all(partial(look_at_record, skip_frames=1), records) == expected
+        assert files == [path] * 2  # its packets, and a frame to see whether it lies on a side
+        with pytest.raises(UnreadableVideo, match="has no frame from 50 s"):
+            look_at(path, 1, 50.0)
+        assert len(files) == 2
+    write_painted(path, even_times(25, 100))
+    with pytest.raises(UnreadableVideo, match=r"has no frame from 4.75 s to 6.75 s \(it lasts 3.96 s\)"):
+        look_at_record(records[-1], 1)
+    path.unlink()
+    with pytest.raises(UnreadableVideo, match="No such file"):
+        look_at_record(records[0], 1)
 
 
 LISTS = {

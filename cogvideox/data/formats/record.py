@@ -12,7 +12,7 @@ WITHOUT_CAPTION = "without caption"
 BAD_ROW = "in a bad row"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Record:
     """A video or an image to train on. `name` is what messages call it; where `caption` is None, `fault` says why.
 
@@ -29,6 +29,9 @@ class Record:
     end_s: float | None = None
     weight: float = 1.0
     kind: str = WITHOUT_CAPTION
+
+    def __str__(self) -> str:
+        return self.name
 
 
 def is_clip(path: PurePath) -> bool:
