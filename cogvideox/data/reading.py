@@ -13,7 +13,9 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +34,9 @@ from cogvideox.data.scaling import FrameScaler
 
 DECODER_THREADS = 2
 """Frame threads per open video; a loader runs several workers beside each other."""
+
+FRAMES_HELD = 4
+"""Decoded frames of full size that may wait to be scaled."""
 
 OPEN_TIMEOUT_S = 30.0
 
@@ -113,15 +118,32 @@ def read_frames(
         if len(times) == 0:
             raise UnreadableVideo(f"has no frames at {start_s:.2f} s")
         picks = times[nearest_frames(times, wanted)]
-        missing = set(picks.tolist())
         frames = np.empty((frame_count, *size, 3), dtype=np.uint8)
         scaler = FrameScaler(size, stream.sample_aspect_ratio, place)
-        for tick, frame in _decode(stream, window, missing):
-            missing.discard(tick)
+
+        def scale(tick: int, frame: VideoFrame) -> None:
             frames[picks == tick] = scaler(frame)
+
+        missing = set(picks.tolist())
+        missing -= _beside(scale, _decode(stream, window, missing))
         if missing:
             raise UnreadableVideo(f"does not decode at {min(missing) * base:.2f} s")
     return frames  # f h w c
+
+
+def _beside(scale: Callable[[int, VideoFrame], None], decoded: Iterator[tuple[int, VideoFrame]]) -> set[int]:
+    """Scale `decoded` in a thread beside the decoding, about as much work, which is then hidden. Gives their ticks."""
+    ticks: set[int] = set()
+    scaled: deque[Future[None]] = deque()
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="scale-frames") as pool:
+        for tick, frame in decoded:
+            ticks.add(tick)
+            scaled.append(pool.submit(scale, tick, frame))
+            if len(scaled) > FRAMES_HELD:
+                scaled.popleft().result()
+        for each in scaled:
+            each.result()
+    return ticks
 
 
 def _decode(stream: VideoStream, window: list[TimedPacket], wanted: set[int]) -> Iterator[tuple[int, VideoFrame]]:
