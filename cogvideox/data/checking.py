@@ -92,7 +92,7 @@ class _Asking(Generic[Item, Answer]):
                 continue
             looked_at = now
             self._replace_hanging(now)
-            if self._is_at_the_end() and now - max(answered_at, *self._asked_at.values()) >= self._stall_s:
+            if self._is_at_the_end() and now - max([answered_at, *self._asked_at.values()]) >= self._stall_s:
                 break
         if self._hanging:
             _logger.error("the storage gave no answer about %d of %d files", len(self._hanging), len(self._items))
