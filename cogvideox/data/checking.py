@@ -106,6 +106,7 @@ class _Asking(Generic[Item, Answer]):
             while (position := next(self._positions)) < len(self._items):
                 self._asked_at[position] = time.monotonic()
                 answer = self._ask(self._items[position])
+                del self._asked_at[position]
                 is_replaced = position in self._hanging
                 self._finished.put((position, answer))
                 if is_replaced:
@@ -118,7 +119,6 @@ class _Asking(Generic[Item, Answer]):
             raise result
         position, answer = result
         self._answers[position] = answer
-        del self._asked_at[position]
         self._hanging.discard(position)
 
     def _replace_hanging(self, now: float) -> None:
