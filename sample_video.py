@@ -159,9 +159,9 @@ def draw(arguments: SamplingArguments) -> None:
     from cogvideox.config.sampling_talk import typed_jobs
     from cogvideox.data.pictures import check_pictures
     from cogvideox.sat_bridge.distributed import initialize
+    from cogvideox.telemetry.console import log_to_console
 
-    level = logging.INFO if arguments.rank == 0 else logging.WARNING
-    logging.basicConfig(level=level, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    log_to_console(speaks=arguments.rank == 0)
     for note in arguments.notes:
         logger.info("%s", note)
     check_machine(arguments)

@@ -134,12 +134,11 @@ def train(args: argparse.Namespace) -> None:
     from cogvideox.config import resolve_target
     from cogvideox.sat_bridge.bridge import bent
     from cogvideox.sat_bridge.building import training_dtype
+    from cogvideox.telemetry.console import log_to_console
     from cogvideox.telemetry.phases import phases
     from diffusion_video import SATVideoDiffusionEngine
 
-    logging.basicConfig(
-        level=logging.INFO if args.rank == 0 else logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S"
-    )
+    log_to_console(speaks=args.rank == 0)
     for note in args.config_notes:
         logger.info("%s", note)
     if args.profile_phases:

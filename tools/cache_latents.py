@@ -11,7 +11,6 @@ Exit status 0; 2 for a mistake in what was given. Clips that do not decode are n
 from __future__ import annotations
 
 import argparse
-import logging
 import os
 import sys
 import time
@@ -87,9 +86,9 @@ def main(args_list: list[str] | None = None) -> int:
         return 2
 
     from cogvideox.sat_bridge import distributed
+    from cogvideox.telemetry.console import log_to_console
 
-    level = logging.INFO if args.rank == 0 else logging.WARNING
-    logging.basicConfig(level=level, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    log_to_console(speaks=args.rank == 0)
     try:
         summary = fill_cache(args)
     except UserError as error:
