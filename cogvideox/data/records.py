@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -52,7 +53,7 @@ def find_records(place: Path, format: str = AUTO) -> list[Record]:
 
 def fault_of_place(place: Path, format: str = AUTO) -> str | None:
     """Why there is no data at `place`, as far as names tell: no file is opened."""
-    if not place.exists():
+    if not os.path.exists(place):  # where pathlib raises: a name that is too long
         return f"the data folder {place} does not exist"
     if place.is_file():
         if place.suffix.lower() not in metadata.SUFFIXES:

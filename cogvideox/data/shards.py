@@ -10,6 +10,7 @@ from pathlib import Path
 
 from braceexpand import braceexpand
 
+from cogvideox.data.formats.folder import walk
 from cogvideox.errors import UserError
 
 PIPE = "pipe:"
@@ -30,6 +31,9 @@ class Shard:
 
     place: str
     name: str
+
+    def __str__(self) -> str:
+        return self.name
 
     @property
     def is_pipe(self) -> bool:
@@ -67,7 +71,8 @@ def find_shards(sources: str, include_dirs: str | None = None) -> list[Shard]:
 
 def split_sources(sources: str) -> list[str]:
     """The parts of `sources` between commas, but not in braces. A path that exists or a command stays whole."""
-    if sources.startswith(PIPE) or (sources and Path(sources).exists()):
+    # os.path says of a text that is too long for a name that no such file exists; pathlib raises.
+    if sources.startswith(PIPE) or os.path.exists(sources):
         return [sources]
     parts, depth = [""], 0
     for letter in sources:
@@ -80,7 +85,7 @@ def split_sources(sources: str) -> list[str]:
 
 
 def _shards_of(source: str, faults: list[str]) -> Iterator[Shard]:
-    if Path(source).exists():
+    if os.path.exists(source):
         yield from _of_one(source, faults)
         return
     try:
@@ -98,16 +103,16 @@ def _of_one(place: str, faults: list[str]) -> Iterator[Shard]:
         yield Shard(place, place)
     elif "://" in place:
         yield Shard(place, _without_query(place))
-    elif path.is_dir():
+    elif os.path.isdir(path):
         yield from _shards_in(path, faults)
-    elif path.suffix in LIST_SUFFIXES and path.is_file():
+    elif path.suffix in LIST_SUFFIXES and os.path.isfile(path):
         yield from _listed_in(path, faults)
     else:
         yield from _local(path, faults)
 
 
 def _local(path: Path, faults: list[str]) -> Iterator[Shard]:
-    if not path.is_file():
+    if not os.path.isfile(path):
         faults.append(f"there is no {path}")
     elif path.suffix.lower() != TAR_SUFFIX:
         faults.append(f"{path} is no {TAR_SUFFIX} file (a compressed one must be unpacked to {TAR_SUFFIX})")
@@ -116,16 +121,16 @@ def _local(path: Path, faults: list[str]) -> Iterator[Shard]:
 
 
 def _shards_in(folder: Path, faults: list[str]) -> list[Shard]:
-    """All tar files under a folder, sorted; empty and hidden ones are left out."""
-    found = [
-        Path(root) / name
-        for root, _, names in os.walk(folder)
-        for name in names
-        if name.lower().endswith(TAR_SUFFIX) and not name.startswith(".")
-    ]
-    shards = [Shard(str(path), str(path)) for path in sorted(found) if path.stat().st_size > 0]
-    if not shards:
-        faults.append(f"{folder} holds no {TAR_SUFFIX} file" if folder.is_dir() else f"there is no folder {folder}")
+    """All tar files under a folder and the folders that links in it lead to, sorted; without empty and hidden ones."""
+    if not os.path.isdir(folder):
+        faults.append(f"there is no folder {folder}")
+        return []
+    found = sorted(folder / path for path in walk(folder) if path.name.lower().endswith(TAR_SUFFIX))
+    lost = [path for path in found if not os.path.isfile(path)]
+    faults += [f"{path} is no file, or a link that leads to none" for path in lost]
+    shards = [Shard(str(path), str(path)) for path in found if path not in lost and path.stat().st_size > 0]
+    if not shards and not lost:
+        faults.append(f"{folder} holds no {TAR_SUFFIX} file")
     return shards
 
 

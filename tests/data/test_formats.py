@@ -98,7 +98,8 @@ def test_places_without_data_say_what_was_looked_for(tmp_path: Path) -> None:
     for format, part in looked_for.items():
         assert part in refusal(tmp_path, format) and part in (fault_of_place(tmp_path, format) or "")
         assert part in refusal(tmp_path) or format == "huggingface"
-    assert "does not exist" in refusal(tmp_path / "none")
+    for name in ("none", "x" * 300):
+        assert "does not exist" in refusal(tmp_path / name)
     assert "nor a table (.jsonl, .csv, .parquet)" in refusal(write(tmp_path / "a.mp4"))
     assert "use one of auto, folder, metadata, lists, huggingface" in refusal(tmp_path, "webdataset")
 

@@ -42,6 +42,35 @@ def test_forms(folder: Path) -> None:
     ]
 
 
+def test_links_to_folders_are_followed_and_loops_end(folder: Path) -> None:
+    """Identity: each real folder once, as a folder of clips is walked; hidden folders are left out."""
+    (folder / "c").mkdir()
+    (folder / "c/more").symlink_to(folder / "b")
+    (folder / "c/loop").symlink_to(folder / "c")
+    write_tar(folder / "c/.trash/003.tar", {"k.txt": b"text"})
+    assert names(folder / "c") == ["002.tar"]
+
+
+def test_a_link_that_leads_nowhere_is_told(folder: Path) -> None:
+    """Golden value, beside what else is missing."""
+    (folder / "a/lost.tar").symlink_to(folder / "gone.tar")
+    with pytest.raises(
+        UserError, match=r"a/lost.tar is no file, or a link that leads to none; there is no .*/none.tar"
+    ):
+        find_shards(f"{folder}/a,{folder}/none.tar")
+
+
+def test_names_that_are_too_long_for_a_file_are_told(folder: Path) -> None:
+    """Golden values: a long list with commas is read; one long name is missing, in a list file too."""
+    many = ",".join([str(folder / "a/000.tar")] * 300)
+    assert len(many) > 4096 and len(names(many)) == 300
+    long = "x" * 300 + ".tar"
+    (folder / "shards.txt").write_text(long)
+    for sources in (long, f"{long},{long}", str(folder / "shards.txt")):
+        with pytest.raises(UserError, match=f"there is no .*{long}"):
+            find_shards(sources)
+
+
 def test_addresses_are_named_without_their_secrets() -> None:
     assert find_shards("https://me:secret@h/a/1.tar?signature=x")[0].name == "https://h/a/1.tar"
 
