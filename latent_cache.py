@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import gc
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -24,8 +24,9 @@ from tqdm import tqdm
 
 from cogvideox.checkpoint.reading import weight_files
 from cogvideox.conditioning.images import noised_images
-from cogvideox.conditioning.t5_files import find_t5
+from cogvideox.conditioning.t5_files import T5Files, find_t5
 from cogvideox.config import instantiate
+from cogvideox.data.cache_filling import in_rounds, on_all, see_all
 from cogvideox.data.cache_keys import DigestMemo, file_digest, folder_digest
 from cogvideox.data.cache_store import CacheStore
 from cogvideox.data.cached import CLIP, EMBEDDING, IMAGES, CachedClips, Encoders, Wanted
@@ -55,7 +56,7 @@ def _create(create: CreateDataset, dtype: torch.dtype, path: str, args: argparse
     if not isinstance(base, SFTDataset):
         raise UserError(f"--cache goes with data_video.SFTDataset, not with {type(base).__name__}: leave --cache out")
     folder = Path(args.cache)
-    store = CacheStore(folder)
+    store = CacheStore(folder, read_timeout_s=base.read_timeout_s)
 
     def look() -> tuple[list[str | None], Encoders]:
         memo = DigestMemo(folder)
@@ -79,54 +80,72 @@ def encoders_of(config: Mapping[str, Any], memo: DigestMemo, dtype: torch.dtype)
             "--cache keeps what one frozen text encoder makes of `txt`; conditioner_config.params.emb_models lists "
             "something else: leave --cache out"
         )
-    text = embedders[0].get("params") or {}
-    vae = (config["first_stage_config"].get("params") or {}).get("ckpt_path")
-    if vae is None or "model_dir" not in text:
-        raise UserError("--cache needs a VAE with ckpt_path and a text encoder with model_dir in the config")
-    files = find_t5(text["model_dir"], text.get("cache_dir"))
+    vae, text = _files_of(config)
     return Encoders(
-        vae=folder_digest(weight_files(vae), memo) + _digest_of_settings(config["first_stage_config"], "ckpt_path"),
-        text=folder_digest([files.encoder, files.tokenizer], memo) + _digest_of_settings(embedders[0], "model_dir"),
-        max_length=text.get("max_length", 77),
+        vae=folder_digest(vae, memo) + _digest_of_settings(config["first_stage_config"], "ckpt_path"),
+        text=folder_digest([text.encoder, text.tokenizer], memo) + _digest_of_settings(embedders[0], "model_dir"),
+        max_length=(embedders[0].get("params") or {}).get("max_length", 77),
         dtype=str(dtype),
+        autocasts=not config.get("disable_first_stage_autocast", False),
         image_noises=IMAGE_NOISES if config.get("noised_image_input") else 0,
     )
+
+
+def _files_of(config: Mapping[str, Any]) -> tuple[list[Path], T5Files]:
+    """The files of the VAE's weights, and the folders of the text encoder. UserError: none, or not all of them."""
+    vae = (config["first_stage_config"].get("params") or {}).get("ckpt_path")
+    text = config["conditioner_config"]["params"]["emb_models"][0].get("params") or {}
+    if vae is None or "model_dir" not in text:
+        raise UserError("--cache needs a VAE with ckpt_path and a text encoder with model_dir in the config")
+    return weight_files(vae), find_t5(text["model_dir"], text.get("cache_dir"))
 
 
 def fill(clips: CachedClips, config: Mapping[str, Any], dtype: torch.dtype, workers: int = 0) -> dict[str, int]:
     """Encode what `clips` wants and its store has not, every rank its part; every rank must call this.
 
-    Returns how many clips and captions of it were there, were encoded and failed, over all ranks.
+    Returns how many clips and captions of it were there, were encoded and failed, over all ranks. Raises UserError on
+    all ranks: a mistake on one of them, or what was encoded is not to be seen on one of them.
     """
-    world = current().world
-    wanted, captions = current().host.on_first(lambda: (_missing(clips), _missing_captions(clips)))
-    own, own_captions = wanted[world.rank :: world.size], captions[world.rank :: world.size]
-    failed, mistake = 0, None
+    world, host = current().world, current().host
+    wanted, captions = host.on_first(lambda: _missing(clips, config))
+    failed: list[str] = []
     if wanted or captions:
-        if world.rank == 0:
-            logger.info("%s: encoding %d clips and %d captions", clips.store.folder, len(wanted), len(captions))
-        try:
-            failed = _fill_clips(clips, own, config, dtype, workers) if own else 0
-            if own_captions:
-                _fill_captions(clips, own_captions, config, dtype)
-            clips.store.flush()
-        except UserError as error:
-            mistake = str(error)
-        # Told on all ranks, so that none waits for one that has ended.
-        if found := next(filter(None, current().host.gather_objects(mistake)), None):
-            raise UserError(found)
-        clips.store.refresh()
-    failed = sum(current().host.gather_objects(failed))
-    return {"clips": len(wanted), "captions": len(captions), "failed": failed}
+        own, own_captions = wanted[world.rank :: world.size], captions[world.rank :: world.size]
+        most, most_parts = len(wanted[:: world.size]), -(-len(captions[:: world.size]) // PROMPTS_AT_A_TIME)
+        failed = in_rounds(_fill_clips(clips, own, config, dtype, workers), most)
+        in_rounds(_fill_captions(clips, own_captions, config, dtype), most_parts)
+        on_all(clips.store.flush)
+        failed = [key for of_rank in host.gather_objects(failed) for key in of_rank]
+    see_all(clips, failed)
+    return {"clips": len(wanted), "captions": len(captions), "failed": len(failed)}
 
 
-def _missing(clips: CachedClips) -> list[Wanted]:
-    missing = {each.key: each for each in clips.wanted() if each.key not in clips.store}
-    return list(missing.values())
+def _missing(clips: CachedClips, config: Mapping[str, Any]) -> tuple[list[Wanted], list[tuple[str, str]]]:
+    """The clips and the captions that are to be encoded, told in the log."""
+    texts = clips.captions()
+    wanted = {each.key: each for each in clips.wanted() if each.key not in clips.store}
+    captions = [(key, text) for key, text in texts.items() if key not in clips.store]
+    if wanted or captions:
+        logger.info("%s: encoding %d clips and %d captions", clips.store.folder, len(wanted), len(captions))
+    else:
+        vae, text = _files_of(config)
+        logger.info(
+            "%s: all %d clips and %d captions are there; the VAE (%s of weights) and the text encoder (%s) are not "
+            "loaded for them",
+            *(clips.store.folder, clips.readable, len(texts)),
+            *(_size_in_words(vae), _size_in_words(_weights_in(text.encoder))),
+        )
+    return list(wanted.values()), captions
 
 
-def _missing_captions(clips: CachedClips) -> list[tuple[str, str]]:
-    return [(key, text) for key, text in clips.captions().items() if key not in clips.store]
+def _weights_in(encoder: Path) -> list[Path]:
+    """The weights among a text encoder's files; of the two forms that which transformers prefers."""
+    return sorted(encoder.glob("*.safetensors")) or sorted(encoder.glob("*.bin"))
+
+
+def _size_in_words(files: Sequence[Path]) -> str:
+    total = sum(file.stat().st_size for file in files)
+    return f"{total / 1e9:.1f} GB" if total >= 1e9 else f"{total / 1e6:.1f} MB"
 
 
 class _Frames(Dataset):
@@ -150,21 +169,22 @@ class _Frames(Dataset):
 
 def _fill_clips(
     clips: CachedClips, wanted: Sequence[Wanted], config: Mapping[str, Any], dtype: torch.dtype, workers: int
-) -> int:
-    """Encode and keep `wanted`; how many did not decode."""
-    failed = 0
+) -> Generator[str | None, None, None]:
+    """Encode and keep `wanted`. Gives None for each, or its key where it does not decode."""
+    if not wanted:
+        return
     loader = DataLoader(_Frames(clips, wanted), batch_size=None, num_workers=workers)
     with built(config["first_stage_config"], dtype) as vae:
-        encode = partial(moments, vae, dtype, not config.get("disable_first_stage_autocast", False))
+        encode = partial(moments, vae, dtype, clips.encoders.autocasts)
         for each, clip in _progress(loader, "clips"):
             if clip is None:
-                failed += 1
+                yield each.key
                 continue
             entry = {CLIP: encode(clip[None])[0]}
             if clips.encoders.image_noises:
                 entry[IMAGES] = torch.cat(list(_first_frames(clip[:1], each.key, clips.encoders.image_noises, encode)))
             clips.store.put(each.key, {name: tensor.cpu() for name, tensor in entry.items()})
-    return failed
+            yield None
 
 
 def _first_frames(frame: Tensor, key: str, count: int, encode: Callable[[Tensor], Tensor]) -> Iterator[Tensor]:
@@ -186,17 +206,21 @@ def moments(vae: Any, dtype: torch.dtype, autocasts: bool, clips: Tensor) -> Ten
     return torch.cat([posterior.mean, posterior.logvar], dim=1)
 
 
-@torch.no_grad()
 def _fill_captions(
     clips: CachedClips, captions: Sequence[tuple[str, str]], config: Mapping[str, Any], dtype: torch.dtype
-) -> None:
+) -> Generator[None, None, None]:
+    """Encode and keep `captions`, a few at a time."""
+    if not captions:
+        return
     node = config["conditioner_config"]["params"]["emb_models"][0]
     with built({"target": node["target"], "params": node.get("params") or {}}, dtype) as embedder:
         parts = [captions[first : first + PROMPTS_AT_A_TIME] for first in range(0, len(captions), PROMPTS_AT_A_TIME)]
         for part in _progress(parts, "captions"):
-            embeddings = embedder([text for _, text in part])
+            with torch.no_grad():
+                embeddings = embedder([text for _, text in part])
             for (key, _), embedding in zip(part, embeddings, strict=True):
                 clips.store.put(key, {EMBEDDING: embedding.cpu()})
+            yield None
 
 
 @contextmanager

@@ -20,11 +20,16 @@ from cogvideox.errors import UserError
 DIGEST_BYTES = 16
 READ_AT_ONCE = 2**20
 
-ROOMS = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 # Our sources that decide what becomes of a clip, and of a caption.
-CLIP_SOURCES = ("data/reading.py", "data/sampling.py", "data/scaling.py", "data/pictures.py", "data/clips.py")
-VAE_SOURCES = ("vae/*.py",)
-TEXT_SOURCES = ("conditioning/t5.py", "conditioning/t5_files.py")
+CLIP_SOURCES = (
+    "latent_cache.py",
+    "cogvideox/conditioning/images.py",
+    *(f"cogvideox/data/{name}.py" for name in ("looking", "containers", "reading", "sampling", "scaling", "pictures")),
+    "cogvideox/data/clips.py",
+    "cogvideox/vae/*.py",
+)
+TEXT_SOURCES = ("latent_cache.py", "cogvideox/conditioning/t5.py", "cogvideox/conditioning/t5_files.py")
 
 # The files of a network: weights, settings, tokenizers.
 NETWORK_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".json", ".model")
@@ -127,21 +132,23 @@ def folder_digest(paths: Sequence[Path], memo: DigestMemo) -> str:
 
 @cache
 def transform_version() -> str:
-    """A digest of the code that makes a latent of a clip: ours, and the versions of the libraries that decode."""
-    sources = _sources((*CLIP_SOURCES, *VAE_SOURCES))
-    return _digest_of_values([sources, version("av"), av.library_versions, version("pillow")])
+    """A digest of the code that makes a latent of a clip: ours, and the versions of its libraries."""
+    libraries = [version(package) for package in ("av", "pillow", "torch")]
+    return _digest_of_values([_sources(CLIP_SOURCES), libraries, av.library_versions])
 
 
 @cache
 def text_version() -> str:
-    """A digest of the code that makes an embedding of a caption: ours, and the version of transformers."""
-    return _digest_of_values([_sources(TEXT_SOURCES), version("transformers")])
+    """A digest of the code that makes an embedding of a caption: ours, and the versions of its libraries."""
+    libraries = [version(package) for package in ("transformers", "tokenizers", "torch")]
+    return _digest_of_values([_sources(TEXT_SOURCES), libraries])
 
 
 def latent_key(
     video_digest: str,
     *,
     start_s: float,
+    end_s: float,
     fps: float,
     frame_count: int,
     frames: int,
@@ -150,14 +157,17 @@ def latent_key(
     mirrored: bool,
     vae_digest: str,
     dtype: str,
+    autocasts: bool,
     kind: str = "clip",
 ) -> str:
-    """The key of what a VAE makes of a clip: `frame_count` frames of a video from `start_s` on at `fps`, padded to
-    `frames`, scaled to `size` (H, W) and cropped at `place`, mirrored or not. `kind` tells apart what is kept of it.
+    """The key of what a VAE makes of a clip: `frame_count` frames of a video from `start_s` on at `fps`, none of them
+    after `end_s`, padded to `frames`, scaled to `size` (H, W) and cropped at `place`, mirrored or not; encoded with
+    weights of `dtype`, under autocast or not. `kind` tells apart what is kept of it.
     """
     values = {
         "video": video_digest,
-        "start_s": round(float(start_s), 6) + 0.0,  # + 0.0: never -0.0
+        "start_s": _rounded(start_s),
+        "end_s": _rounded(end_s),
         "fps": float(fps),
         "frame_count": int(frame_count),
         "frames": int(frames),
@@ -166,6 +176,7 @@ def latent_key(
         "mirrored": bool(mirrored),
         "vae": vae_digest,
         "dtype": str(dtype),
+        "autocasts": bool(autocasts),
         "kind": kind,
         "version": transform_version(),
     }
@@ -182,6 +193,10 @@ def prompt_key(text: str, *, encoder_digest: str, max_length: int, dtype: str) -
         "version": text_version(),
     }
     return _digest_of_values(["prompt", values])
+
+
+def _rounded(seconds: float) -> float:
+    return round(float(seconds), 6) + 0.0  # + 0.0: never -0.0
 
 
 def _identity(path: Path) -> Identity:
@@ -231,6 +246,7 @@ def _files_of(path: Path) -> Iterator[tuple[str, Path]]:
 
 def _sources(patterns: Sequence[str]) -> list[list[str]]:
     """Name and digest of our source files that `patterns` name."""
-    files = sorted(file for pattern in patterns for file in ROOMS.glob(pattern))
-    assert len(files) >= len(patterns), f"a source file is missing of {patterns}"
-    return [[file.relative_to(ROOMS).as_posix(), _digest_of_content(file)] for file in files]
+    found = [sorted(ROOT.glob(pattern)) for pattern in patterns]
+    assert all(found), f"a source file is missing of {patterns}"
+    files = sorted(file for each in found for file in each)
+    return [[file.relative_to(ROOT).as_posix(), _digest_of_content(file)] for file in files]

@@ -27,6 +27,7 @@ from cogvideox.errors import UserError
 DATA, INDEX, PARTIAL, DAMAGED = ".safetensors", ".json", ".partial", ".damaged"
 EVERYTHING = "*"  # in a list of damaged entries: the whole shard
 ABANDONED_AFTER_S = 24 * 3600.0
+MOST_HEADER_BYTES = 100_000_000  # safetensors reads no longer ones
 FORMAT = 1
 _NAME = re.compile(r"[0-9a-f]{32}")
 _LEFT_OVER = re.compile(rf"[0-9a-f]{{32}}({re.escape(DATA)}|{re.escape(INDEX)})({re.escape(PARTIAL)})?")
@@ -120,6 +121,9 @@ def check_size(folder: Path, name: str, file_bytes: int) -> None:
 def open_shard(folder: Path, name: str) -> Any:
     """A shard's data, mapped into memory. Raises DamagedShard."""
     path = folder / (name + DATA)
+    # Storage that hangs is waited for here, where other threads go on, and not within safetensors, where they do not.
+    with path.open("rb") as file:
+        file.read(min(int.from_bytes(file.read(8), "little"), MOST_HEADER_BYTES))
     try:
         return safe_open(path, framework="pt")
     except (SafetensorError, ValueError, RuntimeError) as error:

@@ -6,9 +6,10 @@ import logging
 import os
 import time
 from collections import OrderedDict
-from collections.abc import Mapping, Set
+from collections.abc import Callable, Collection, Mapping, Set
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from torch import Tensor
 from cogvideox.data.cache_shards import (
     DATA,
     EVERYTHING,
+    INDEX,
     DamagedShard,
     Entry,
     Shard,
@@ -28,13 +30,18 @@ from cogvideox.data.cache_shards import (
     shard_names,
     write_shard,
 )
+from cogvideox.data.clips import within
+from cogvideox.data.reading import UnreadableVideo
 from cogvideox.errors import UserError
+
+T = TypeVar("T")
 
 _logger = logging.getLogger(__name__)
 
 SHARD_BYTES = 64 * 2**20
 SHARD_SECONDS = 60.0
 OPEN_SHARDS = 64  # of one process; a folder may have more shards than a process may open files
+LOOK_AGAIN_S = 0.5  # for what others have written and this process does not see yet
 
 
 class CacheStore:
@@ -43,12 +50,20 @@ class CacheStore:
     `put` collects entries and writes them as one shard (`cache_shards`) at `shard_bytes`, at the first `put` after
     `shard_seconds`, and at `flush`: a kill loses what was not written by then. Others see them after their `refresh`.
     A damaged entry counts as absent, here and, once it was found, in every process; put anew, it is found again.
+    Storage that gives no answer for `read_timeout_s` seconds (None: wait for it) counts as unreadable.
     A copy in another process (pickled or forked) opens its own files and does not have what is still to be written.
     """
 
-    def __init__(self, folder: Path, shard_bytes: int = SHARD_BYTES, shard_seconds: float = SHARD_SECONDS) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        shard_bytes: int = SHARD_BYTES,
+        shard_seconds: float = SHARD_SECONDS,
+        read_timeout_s: float | None = None,
+    ) -> None:
         """`folder` is made where it is missing, by the first use."""
         self.folder, self.shard_bytes, self.shard_seconds = Path(folder), shard_bytes, shard_seconds
+        self.read_timeout_s = read_timeout_s
         self._process: int | None = None  # which process's files and pending entries these are
         self._shards: dict[str, int] = {}  # bytes of the data of each; 0 for what cannot be used
         self._entries: dict[str, list[Entry]] = {}  # of one key mostly one; the last is the newest
@@ -65,7 +80,7 @@ class CacheStore:
         while copies := self._entries.get(key):
             entry = copies[-1]
             try:
-                return read_entry(self._open(entry.shard), key, entry)
+                return self._read(key, entry)
             except DamagedShard as error:
                 keys = key if entry.shard in self._open_shards else EVERYTHING
                 self._drop({entry.shard}, keys)
@@ -106,6 +121,18 @@ class CacheStore:
         self._prepare()
         self._read_folder()
 
+    def wait_for(self, keys: Collection[str], patience_s: float) -> set[str]:
+        """See what others have finished since, again and again until all of `keys` are there, for `patience_s` seconds:
+        some file systems show new files late. Gives those that are missing then.
+        """
+        end = time.monotonic() + patience_s
+        while True:
+            self.refresh()
+            missing = {key for key in keys if key not in self}
+            if not missing or time.monotonic() >= end:
+                return missing
+            time.sleep(min(LOOK_AGAIN_S, patience_s))
+
     def close(self) -> None:
         """Write what is not written yet, and let go of all files."""
         self.flush()
@@ -122,13 +149,19 @@ class CacheStore:
         return {*self._pending, *self._entries}
 
     @property
+    def shard_count(self) -> int:
+        """How many shards are known here."""
+        self._prepare()
+        return len(self._shards)
+
+    @property
     def bytes_used(self) -> int:
         """What the data of all shards take that are known here."""
         self._prepare()
         return sum(self._shards.values())
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in ("folder", "shard_bytes", "shard_seconds")}
+        return {name: getattr(self, name) for name in ("folder", "shard_bytes", "shard_seconds", "read_timeout_s")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(**state)  # type: ignore[misc]
@@ -144,8 +177,8 @@ class CacheStore:
         if is_forked:
             return
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            remove_abandoned(self.folder)
+            self._bounded(partial(self.folder.mkdir, parents=True, exist_ok=True))
+            self._bounded(partial(remove_abandoned, self.folder))
         except OSError as error:
             self._process = None
             raise UserError(
@@ -155,7 +188,7 @@ class CacheStore:
 
     def _read_folder(self) -> None:
         try:
-            there = shard_names(self.folder)
+            there = self._bounded(partial(shard_names, self.folder))
         except OSError as error:
             raise UserError(f"cannot read the cache {self.folder} ({error.strerror or error})") from error
         gone = self._shards.keys() - there
@@ -164,7 +197,9 @@ class CacheStore:
         self._shards = {shard: size for shard, size in self._shards.items() if shard not in gone}
         for shard in sorted(there - self._shards.keys()):
             try:
-                self._add(read_index(self.folder, shard))
+                self._add(self._bounded(partial(read_index, self.folder, shard)))
+            except TimeoutError as error:
+                raise UserError(f"cannot read the cache {self.folder} ({shard + INDEX} {error})") from error
             except DamagedShard as error:
                 self._shards[shard] = 0
                 self._warn(shard, str(error))
@@ -192,16 +227,37 @@ class CacheStore:
         text = "the cache file %s %s: what it lacks counts as missing and is made anew where it can be"
         _logger.warning(text, self.folder / (shard + DATA), reason)
 
-    def _open(self, shard: str) -> Any:
-        """A shard's data, from the few that are open."""
+    def _read(self, key: str, entry: Entry) -> dict[str, Tensor]:
+        """The tensors of an entry. The shards read last stay open. Raises DamagedShard, OSError."""
+        shard, file_bytes, known = entry.shard, self._shards[entry.shard], self._open_shards.get(entry.shard)
+
+        def read() -> tuple[Any, dict[str, Tensor] | DamagedShard]:
+            check_size(self.folder, shard, file_bytes)
+            data = known if known is not None else open_shard(self.folder, shard)
+            try:
+                return data, read_entry(data, key, entry)
+            except DamagedShard as error:
+                return data, error
+
         try:
-            check_size(self.folder, shard, self._shards[shard])
+            data, found = self._bounded(read)
         except (DamagedShard, OSError):
             self._open_shards.pop(shard, None)
             raise
-        if shard not in self._open_shards:
-            self._open_shards[shard] = open_shard(self.folder, shard)
-            if len(self._open_shards) > OPEN_SHARDS:
-                self._open_shards.popitem(last=False)
+        self._open_shards[shard] = data
         self._open_shards.move_to_end(shard)
-        return self._open_shards[shard]
+        if len(self._open_shards) > OPEN_SHARDS:
+            self._open_shards.popitem(last=False)
+        if isinstance(found, DamagedShard):
+            raise found
+        return found
+
+    def _bounded(self, function: Callable[[], T]) -> T:
+        """What `function` gives or raises; TimeoutError, an OSError, where storage keeps it waiting for too long."""
+        if self.read_timeout_s is None:
+            return function()
+        try:
+            return within(self.read_timeout_s, function)
+        except UnreadableVideo as error:
+            text = f"gave no answer within {self.read_timeout_s:g} s (data.params.read_timeout_s)"
+            raise TimeoutError(text) from error

@@ -20,21 +20,22 @@ from cogvideox.data.cache_store import CacheStore
 from cogvideox.data.clips import Choices, Clip, ClipSize
 from cogvideox.data.mixture import REPLACED, DrawnDataset
 
-RECIPE = 1  # to be raised when latent_cache.py, or the noise on first frames, gives other entries
 CLIP, IMAGES, EMBEDDING = "moments", "images", "embedding"
 
 
 @dataclass(frozen=True)
 class Encoders:
-    """What decides what a clip and a caption become: content digests of both encoders' files, and the dtype.
+    """What decides what a clip and a caption become: content digests of both encoders' files, and their precision.
 
-    `image_noises` first frames with noise are kept for each clip, and one without; 0 where no picture is needed.
+    `autocasts`: the VAE encodes under autocast. `image_noises` first frames with noise are kept for each clip, and one
+    without; 0 where no picture is needed.
     """
 
     vae: str
     text: str
     max_length: int
     dtype: str
+    autocasts: bool = True
     image_noises: int = 0
 
 
@@ -80,6 +81,11 @@ class CachedClips(DrawnDataset):
                 choices = self._choices(digest, variant)
                 yield Wanted(self._latent_key(index, digest, choices), index, choices)
 
+    @property
+    def readable(self) -> int:
+        """How many clips have a file that can be read."""
+        return len(self._digests) - self._digests.count(None)
+
     def captions(self) -> dict[str, str]:
         """Every caption by its key."""
         return {self.prompt_key(clip.caption): clip.caption for clip in self.base.clips}
@@ -91,6 +97,7 @@ class CachedClips(DrawnDataset):
         return latent_key(
             digest,
             start_s=clip.start_s(choices.window, self.base.fps),
+            end_s=clip.span.end_s,
             fps=float(self.base.fps),
             frame_count=clip.frame_count,
             frames=size.frames,
@@ -99,7 +106,8 @@ class CachedClips(DrawnDataset):
             mirrored=choices.mirror < self.base.flip_probability,
             vae_digest=self.encoders.vae,
             dtype=self.encoders.dtype,
-            kind=f"{RECIPE}: clip and {self.encoders.image_noises} first frames",
+            autocasts=self.encoders.autocasts,
+            kind=f"clip and {self.encoders.image_noises} first frames",
         )
 
     def prompt_key(self, text: str) -> str:

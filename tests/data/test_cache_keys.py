@@ -33,6 +33,7 @@ from cogvideox.errors import UserError
 CLIP: dict[str, Any] = {
     "video_digest": "a" * 32,
     "start_s": 1.25,
+    "end_s": 7.5,
     "fps": 8.0,
     "frame_count": 45,
     "frames": 49,
@@ -41,11 +42,13 @@ CLIP: dict[str, Any] = {
     "mirrored": False,
     "vae_digest": "b" * 32,
     "dtype": "torch.float32",
+    "autocasts": False,
     "kind": "clip",
 }
 OTHER_CLIPS = {
     "video_digest": ["a" * 31 + "b"],
     "start_s": [1.250001, 0.0, -1.25],
+    "end_s": [7.500001, 6.5],
     "fps": [8.000000000000002, 16.0],
     "frame_count": [49],
     "frames": [53],
@@ -54,6 +57,7 @@ OTHER_CLIPS = {
     "mirrored": [True],
     "vae_digest": ["b" * 31 + "a"],
     "dtype": ["torch.bfloat16"],
+    "autocasts": [True],
     "kind": ["clip and 8 first frames"],
 }
 PROMPT: dict[str, Any] = {"text": "a cat", "encoder_digest": "c" * 32, "max_length": 226, "dtype": "torch.float32"}
@@ -92,7 +96,7 @@ def test_every_ingredient_changes_the_key(
 
 
 def test_one_number_in_two_forms_makes_one_key() -> None:
-    same = {"start_s": 1.2500000001, "fps": 8, "size": [480, 720], "place": [0.5, 0.5]}
+    same = {"start_s": 1.2500000001, "end_s": 7.4999999999, "fps": 8, "size": [480, 720], "place": [0.5, 0.5]}
     for name, value in same.items():
         assert key_of_clip(CLIP | {name: value}) == key_of_clip(CLIP), name
     assert key_of_clip(CLIP | {"start_s": -0.0}) == key_of_clip(CLIP | {"start_s": 0.0})
@@ -101,8 +105,9 @@ def test_one_number_in_two_forms_makes_one_key() -> None:
 def test_the_code_is_part_of_the_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each source file and each package's version, on a copy of the sources; no other file."""
     root = tmp_path / "cogvideox"
-    shutil.copytree(cache_keys.ROOMS, root, ignore=shutil.ignore_patterns("__pycache__"))
-    monkeypatch.setattr(cache_keys, "ROOMS", root)
+    shutil.copytree(cache_keys.ROOT / "cogvideox", root, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(cache_keys.ROOT / "latent_cache.py", tmp_path)
+    monkeypatch.setattr(cache_keys, "ROOT", tmp_path)
     versions = {"transform": transform_version.__wrapped__, "text": text_version.__wrapped__}
 
     def changed(path: Path) -> set[str]:
@@ -111,19 +116,29 @@ def test_the_code_is_part_of_the_key(tmp_path: Path, monkeypatch: pytest.MonkeyP
         return {name for name, function in versions.items() if function() != before[name]}
 
     assert versions["transform"]() == transform_version.__wrapped__()
-    for name in ("reading", "sampling", "scaling", "pictures", "clips"):
+    for name in ("looking", "containers", "reading", "sampling", "scaling", "pictures", "clips"):
         assert changed(root / "data" / f"{name}.py") == {"transform"}, name
     for file in sorted((root / "vae").glob("*.py")):
         assert changed(file) == {"transform"}, file
+    assert changed(root / "conditioning" / "images.py") == {"transform"}
+    assert changed(tmp_path / "latent_cache.py") == {"transform", "text"}
     assert changed(root / "conditioning" / "t5.py") == changed(root / "conditioning" / "t5_files.py") == {"text"}
     assert changed(root / "data" / "order.py") == changed(root / "transformer" / "model.py") == set()
-    for package, kind in (("av", "transform"), ("pillow", "transform"), ("transformers", "text")):
+    both = {"transform", "text"}
+    libraries = {
+        "av": {"transform"},
+        "pillow": {"transform"},
+        "transformers": {"text"},
+        "tokenizers": {"text"},
+        "torch": both,
+    }
+    for package, kinds in libraries.items():
         before = {name: function() for name, function in versions.items()}
         real = cache_keys.version
         monkeypatch.setattr(
             cache_keys, "version", lambda name, own=package, real=real: real(name) + "x" * (name == own)
         )
-        assert {name for name, function in versions.items() if function() != before[name]} == {kind}
+        assert {name for name, function in versions.items() if function() != before[name]} == kinds
         monkeypatch.setattr(cache_keys, "version", real)
 
 

@@ -5,6 +5,7 @@ Truths checked: round trip (what one writes another reads), invariant (a kill at
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import os
 import random
@@ -14,6 +15,9 @@ from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
+import pytest
+
+from cogvideox.data import cache_shards
 from cogvideox.data.cache_store import CacheStore
 from tests.data.test_cache_store import assert_holds, content, key
 
@@ -74,4 +78,24 @@ def test_a_kill_in_the_middle_of_writing_leaves_only_what_is_whole(tmp_path: Pat
         assert store.keys() >= before
         for each in store.keys():
             assert_holds(store, int(each, 16), 2400)
-    assert kills >= 3
+
+
+@pytest.mark.parametrize("step", range(8))
+def test_a_kill_before_any_step_to_the_disk_leaves_whole_shards(tmp_path: Path, step: int) -> None:
+    """Golden values: of two shards those whose index had got its name; four files and folders are synced for each."""
+
+    def write_until_killed() -> None:
+        steps, real = itertools.count(), cache_shards.sync
+        cache_shards.sync = lambda path: os.kill(os.getpid(), signal.SIGKILL) if next(steps) == step else real(path)
+        store = CacheStore(tmp_path, shard_bytes=1)
+        for number in range(2):
+            store.put(key(number), content(number))
+
+    process = multiprocessing.get_context("fork").Process(target=write_until_killed)
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    store = CacheStore(tmp_path)
+    assert store.keys() == {key(number) for number in range((step + 1) // 4)}
+    for each in store.keys():
+        assert_holds(store, int(each, 16))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,3 +33,21 @@ def test_clips_that_cannot_be_read_share_no_entry(tmp_path: Path) -> None:
         sample = clips.sample(index, np.random.default_rng(0))
         assert sample["txt"] == "c" and sample["txt_embedding"].item() == ord("c") and sample["moments"].mean() == 7
         assert [name for name, *_ in sample.get(REPLACED, ())] == missing
+
+
+def test_the_end_of_a_span_and_autocast_are_in_the_keys(tmp_path: Path) -> None:
+    """Invariant: whatever changes what is encoded changes the clip's key, and not its caption's."""
+    write_painted(tmp_path / "videos/a.mp4", even_times(16, 40))
+    (tmp_path / "videos/a.txt").write_text("a")
+    base = SFTDataset(str(tmp_path), (64, 96), fps=8, max_num_frames=9)
+
+    def keys(**changes: Any) -> tuple[str, set[str]]:
+        encoders = replace(Encoders("vae", "t5", 16, "float32"), **changes)
+        clips = CachedClips(base, CacheStore(tmp_path / "cache"), ["c" * 32], encoders, variants=1)
+        return next(clips.wanted()).key, set(clips.captions())
+
+    before = keys()
+    assert keys() == before and keys(autocasts=False)[0] != before[0] and keys(autocasts=False)[1] == before[1]
+    (clip,) = base.clips
+    base.clips = [replace(clip, span=replace(clip.span, end_s=clip.span.end_s - 0.1))]
+    assert keys()[0] != before[0] and keys()[1] == before[1]

@@ -39,6 +39,10 @@ def test_losses_are_those_without_a_cache_and_nothing_is_built_when_all_is_there
         assert run.losses == pytest.approx(plain.losses, rel=1e-5)
     assert encoded(cold) == (6, 6) and encoded(warm) == (0, 0)
     assert "loading the T5 encoder" in cold.output and "loading the T5 encoder" not in warm.output
+    spared = (
+        "all 6 clips and 6 captions are there; the VAE (4.5 MB of weights) and the text encoder (0.4 MB) are not loaded"
+    )
+    assert (cold.output.count(spared), warm.output.count(spared)) == (1, 2)  # training and validation data are the same
 
 
 def test_each_change_invalidates_what_it_concerns_and_nothing_else(tmp_path: Path) -> None:

@@ -6,50 +6,52 @@ invariant (after a kill only what was not whole is computed).
 
 from __future__ import annotations
 
-import logging
-import multiprocessing
+import itertools
 import os
 import re
 import signal
 import sys
-import time
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
 import torch
 
+from cogvideox.data import cache_shards
 from cogvideox.data.cache_store import CacheStore
 from tests.end_to_end.runs import write_config
-from tests.end_to_end.warm_start import free_port
+from tests.end_to_end.warm_start import free_port, warm_context
 from tools import cache_latents
 
 CLIPS = CAPTIONS = 6
 SUMMARY = re.compile(r"(\d+) entries there already, (\d+) computed(?:, (\d+) could not be)?; ")
 
 
-def run_rank(arguments: list[str], variables: dict[str, str], log: Path, every_entry: bool) -> None:
-    """The tool in a process of its own; `every_entry`: each is written at once, as a shard."""
+def run_rank(arguments: list[str], variables: dict[str, str], log: Path, kill_at: int | None) -> None:
+    """The tool in a process of its own. `kill_at`: each entry is written at once, as a shard of its own, and the
+    process is killed where it would sync a file or folder for that time, counted from 0.
+    """
     os.environ.update(variables)
-    sys.stdout = sys.stderr = log.open("a", buffering=1, encoding="utf-8")
-    logging.getLogger().handlers.clear()  # pytest's
-    if every_entry:
-        CacheStore.__init__.__defaults__ = (1, 0.0)  # type: ignore[misc]
-    status = cache_latents.main(arguments)
-    sys.stdout.flush()
-    os._exit(status)
+    output = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    for stream in (1, 2):
+        os.dup2(output, stream)
+    if kill_at is not None:
+        steps, real = itertools.count(), cache_shards.sync
+        cache_shards.sync = lambda path: os.kill(os.getpid(), signal.SIGKILL) if next(steps) == kill_at else real(path)
+        CacheStore.__init__.__defaults__ = (1, 0.0, None)  # type: ignore[misc]
+    sys.exit(cache_latents.main(arguments))
 
 
-def start(folder: Path, name: str, *flags: str, ranks: int = 1, every_entry: bool = False) -> list[BaseProcess]:
+def start(folder: Path, name: str, *flags: str, ranks: int = 1, kill_at: int | None = None) -> list[BaseProcess]:
     config = write_config(folder, {"args": {"num_workers": 0}})
     arguments = ["--base", str(config), *flags]
-    context = multiprocessing.get_context("fork")
     common = {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1"}
     common["MASTER_PORT"] = str(free_port())
     processes = []
     for rank in range(ranks):
         variables = common | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-        process = context.Process(target=run_rank, args=(arguments, variables, folder / f"{name}.log", every_entry))
+        log = folder / f"{name}.log"
+        process = warm_context().Process(target=run_rank, args=(arguments, variables, log, kill_at))
         process.start()
         processes.append(process)
     return processes
@@ -91,15 +93,11 @@ def test_one_rank_and_two_fill_it_alike_and_once(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_after_a_kill_only_what_was_not_whole_is_computed(tmp_path: Path) -> None:
     cache = tmp_path / "cache"
-    (process,) = start(tmp_path, "killed", "--cache", str(cache), every_entry=True)
-    until = time.monotonic() + 120
-    while len(list(cache.glob("*.json"))) < 3 and time.monotonic() < until:
-        time.sleep(0.002)
-    assert process.pid is not None
-    os.kill(process.pid, signal.SIGKILL)
-    process.join()
-    whole = len(CacheStore(cache).keys())
-    assert 3 <= whole < CLIPS + CAPTIONS, (tmp_path / "killed.log").read_text()
+    whole = 8  # all clips and two captions; four files and folders are synced for each, the last for the index's name
+    (process,) = start(tmp_path, "killed", "--cache", str(cache), kill_at=4 * whole + 3 - 1)
+    process.join(240)
+    assert process.exitcode == -signal.SIGKILL, (tmp_path / "killed.log").read_text()
+    assert len(CacheStore(cache).keys()) == whole
     statuses, output = run(tmp_path, "again", "--cache", str(cache))
     assert statuses == [0] and counts(output) == (whole, CLIPS + CAPTIONS - whole, 0), output
 
