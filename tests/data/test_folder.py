@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import threading
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from cogvideox.data.formats import folder
 from cogvideox.data.formats.folder import UnusableCaption, find_clips, read_caption, read_folder
 
 
-def fill(folder: Path, *files: str) -> None:
+def fill(place: Path, *files: str) -> None:
     for file in files:
-        (folder / file).parent.mkdir(parents=True, exist_ok=True)
-        (folder / file).write_text(f"caption in {file}\n")
+        (place / file).parent.mkdir(parents=True, exist_ok=True)
+        (place / file).write_text(f"caption in {file}\n")
 
 
-def names(folder: Path) -> list[str]:
-    return [path.as_posix() for path in find_clips(folder)[0]]
+def names(place: Path) -> list[str]:
+    return [path.as_posix() for path in find_clips(place)[0]]
 
 
 def test_clips_nested_sorted_any_case_hidden_ones_left_out(tmp_path: Path) -> None:
@@ -75,6 +78,35 @@ def test_first_line_that_is_not_blank(tmp_path: Path) -> None:
     """Golden value: byte order mark, blank lines, spaces and later lines are no part of the caption."""
     (tmp_path / "a.txt").write_bytes("\ufeff\n   \n  Ein Äffchen spielt. \r\nnote to self\n".encode())
     assert read_caption(tmp_path, Path("a.mp4")) == "Ein Äffchen spielt."
+
+
+def test_captions_are_read_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Identity: reading eight waits until all eight are being read; each clip gets its own, in order."""
+    fill(tmp_path, *(f"videos/{n}.{ending}" for n in range(8) for ending in ("mp4", "txt")))
+    together, plain = threading.Barrier(8), folder.read_caption
+
+    def reading(place: Path, clip: Path) -> str:
+        together.wait(5)
+        return plain(place, clip)
+
+    monkeypatch.setattr(folder, "read_caption", reading)
+    assert [record.caption for record in read_folder(tmp_path)] == [f"caption in videos/{n}.txt" for n in range(8)]
+
+
+def test_a_caption_that_hangs_costs_its_clip_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Golden value: the clip cannot be used, whatever is allowed of clips without a caption."""
+    fill(tmp_path, *(f"videos/{n}.{ending}" for n in range(8) for ending in ("mp4", "txt")))
+    never, plain = threading.Event(), folder.read_caption
+
+    def reading(place: Path, clip: Path) -> str:
+        return plain(place, clip) if clip.stem != "3" else str(never.wait())
+
+    monkeypatch.setattr(folder, "read_caption", reading)
+    monkeypatch.setattr(folder, "answer_all", partial(folder.answer_all, stall_s=0.2))
+    records = read_folder(tmp_path)
+    never.set()
+    assert [record.name for record in records if record.fault] == ["videos/3.mp4"]
+    assert (records[3].caption, records[3].kind) == (None, "not readable")
 
 
 @pytest.mark.parametrize(
