@@ -63,7 +63,7 @@ class Choices:
         return np.ascontiguousarray(frames[:, :, ::-1]) if self.mirror < probability else frames
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Clip:
     """A checked video or image: what may be sampled of it, and as what."""
 
@@ -72,6 +72,9 @@ class Clip:
     bucket: int  # place of its size in the data set's list
     frame_count: int  # real frames in a sample
     available: int  # frames at the wanted rate
+
+    def __str__(self) -> str:
+        return self.record.name
 
     @property
     def caption(self) -> str:

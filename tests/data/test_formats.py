@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 
 import pytest
 
-from cogvideox.data.records import WITHOUT_CAPTION, fault_of_place, find_records
+from cogvideox.data.clips import Clip
+from cogvideox.data.records import WITHOUT_CAPTION, Record, fault_of_place, find_records
+from cogvideox.data.sampling import UsableSpan
 from tests.data.manifests import captions, refusal, write, write_rows
 
 
@@ -85,6 +88,14 @@ def test_auto_takes_the_first_form_and_says_so(tmp_path: Path, caplog: pytest.Lo
     assert "metadata.jsonl is read, metadata.csv not" in caplog.messages[-1]
     for format, caption in {"folder": "folder", "lists": "list", "huggingface": "split"}.items():
         assert list(captions(find_records(tmp_path, format)).values()) == [caption]
+
+
+def test_a_clip_takes_little_memory_and_comes_whole_to_other_ranks() -> None:
+    """Identity: no dictionary for each of a million, and what is sent to another rank is equal."""
+    record = Record(Path("a.mp4"), "a.mp4", "x")
+    clip = Clip(record, UsableSpan(0.0, 1.0, 0.1), 0, 9, 9)
+    assert not any("__dict__" in dir(each) for each in (clip, clip.record, clip.span))
+    assert pickle.loads(pickle.dumps(clip)) == clip and str(clip) == str(record) == "a.mp4"
 
 
 def test_places_without_data_say_what_was_looked_for(tmp_path: Path) -> None:
