@@ -9,27 +9,30 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
 from cogvideox import parallel
 from cogvideox.data.checking import LeftOut, answer_all, describe
 from cogvideox.data.clip_parameters import checked_sizes, clip_sizes, faults_of_sampling
-from cogvideox.data.clips import Choices, Clip, ClipSize, look, read_clip
-from cogvideox.data.mixture import REPLACED, DrawnDataset
+from cogvideox.data.clips import Choices, Clip, ClipSize, read_clip
+from cogvideox.data.judging import Wanted, judge
+from cogvideox.data.mixture import DrawnDataset, Part
 from cogvideox.data.quarantine import read_quarantine
 from cogvideox.data.reading import UnreadableVideo
-from cogvideox.data.records import WITHOUT_CAPTION, Record, find_records
+from cogvideox.data.records import find_records
+from cogvideox.data.sampling import largest_clip_length, shortest_clip_length
 from cogvideox.data.scaling import to_clip
+from cogvideox.data.stand_ins import PatientReads, first_usable, once_around
 from cogvideox.data.streaming import VideoDataset
 from cogvideox.errors import UserError
 
 __all__ = ["SFTDataset", "VideoDataset"]
-
-T = TypeVar("T")
 
 MOST_REPEATS = 1000  # of a sample in an epoch
 _logger = logging.getLogger(__name__)
@@ -46,7 +49,7 @@ class SFTDataset(DrawnDataset):
     how often it is mirrored. Clips that cannot be used are named in the log and left out (`left_out`), those named in
     the file `quarantine` too. A caption that is missing, empty or not UTF-8 counts as such, unless
     `allow_missing_captions` has these clips trained with the empty caption. A clip that no longer decodes, or not
-    within `read_timeout_s`, is replaced by the next one of its size.
+    within `read_timeout_s`, is replaced by the next one of its size, or else of another that is long enough.
 
     Raises UserError for a wrong parameter, for a missing folder, and where no usable clip is left.
     """
@@ -81,13 +84,17 @@ class SFTDataset(DrawnDataset):
         self.allow_missing_captions = allow_missing_captions
         self.window, self.crop, self.flip_probability = window, crop, flip_probability
         self.read_timeout_s = read_timeout_s
-        self._quarantine = read_quarantine(quarantine)
+        listed = read_quarantine(quarantine, self.data_dir)
+        self._wanted = Wanted(
+            tuple(self.sizes), fps, self.skip_frames, max_pad_fraction, allow_missing_captions, read_timeout_s, listed
+        )
         self.clips: list[Clip]
         self.left_out: list[LeftOut]
-        # One rank looks, so that all train on the same clips whatever a storage answers to the others.
-        self.clips, self.left_out = parallel.current().world.on_first(self._look_at_all)
+        # One rank looks, so that all train on the same clips whatever a storage answers to the others. That may take
+        # longer than a GPU collective waits.
+        self.clips, self.left_out = parallel.current().host.on_first(self._look_at_all)
         self._least_weight = min(clip.record.weight for clip in self.clips)
-        self._failures: dict[int, LeftOut] = {}
+        self._reads = PatientReads()
 
     @classmethod
     def create_dataset_function(cls, path: str, args: Any, **kwargs: Any) -> SFTDataset:
@@ -103,11 +110,15 @@ class SFTDataset(DrawnDataset):
         """Sample `index` without any random choice: its first window, the middle of its picture."""
         if not -len(self.clips) <= index < len(self.clips):
             raise IndexError(index)
-        return self._sample(index % len(self.clips), Choices())
+        return self._sample(index % len(self.clips), Choices(), range(len(self)))
 
     def sample(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
         """Sample `index` with the choices that `rng` makes, as far as the parameters leave any."""
-        return self._sample(index, self.choices(rng))
+        return self.sample_of_part(index, rng, range(len(self)))
+
+    def sample_of_part(self, index: int, rng: np.random.Generator, part: Part) -> dict[str, Any]:
+        """As `sample`; what stands in for it is of `part`."""
+        return self._sample(index, self.choices(rng), part)
 
     @property
     def has_choices(self) -> bool:
@@ -130,55 +141,52 @@ class SFTDataset(DrawnDataset):
         """The size of sample `index`."""
         return self.sizes[self.clips[index].bucket]
 
-    def first_of_its_size(self, index: int, find: Callable[[int], T | None]) -> T:
-        """`find` of sample `index`, or of the next one of its size for which it finds anything. UserError: of none."""
-        for step in range(len(self.clips)):
-            position = (index + step) % len(self.clips)
-            if self.clips[position].bucket == self.clips[index].bucket and (found := find(position)) is not None:
-                return found
-        size = self.size_of(index)
-        raise UserError(
-            f"no clip of {size.frames} frames at {size.height}×{size.width} in {self.data_dir} can be read any more: "
-            f"{describe(list(self._failures.values()))}\nReplace these files or take them out of the data."
-        )
+    def stand_ins(self, index: int, part: Part) -> Iterator[int]:
+        """Sample `index`, and then those of its size that may stand in for it; `part`: those that may, in order."""
+        bucket = self.clips[index].bucket
+        return (position for position in once_around(part, index) if self.clips[position].bucket == bucket)
 
     def read(self, index: int, choices: Choices) -> np.ndarray:
         """The uint8 frames (F, H, W, 3) of a sample, F of them real. Raises UnreadableVideo."""
-        clip, size = self.clips[index], self.size_of(index)
+        return self._read(self.clips[index], choices)
+
+    def _read(self, clip: Clip, choices: Choices) -> np.ndarray:
+        size = self.sizes[clip.bucket]
         return read_clip(clip, size, self.fps, choices, self.flip_probability, self.read_timeout_s)
 
-    def _sample(self, index: int, choices: Choices) -> dict[str, Any]:
-        replaced: list[tuple[str, str, str]] = []
+    def _sample(self, index: int, choices: Choices, part: Part) -> dict[str, Any]:
+        size = self.size_of(index)
+        fault = (
+            f"no clip of {size.frames} frames at {size.height}×{size.width} in {self.data_dir} can be read any more, "
+            "nor one that is long enough for it; replace these files or take them out of the data"
+        )
+        return first_usable((self._made(clip, choices) for clip in self._candidates(index, part)), fault)
 
-        def made(position: int) -> dict[str, Any] | None:
-            frames = self._read(position, choices)
-            if frames is None:
-                failure = self._failures[position]
-                replaced.append((str(failure.video), failure.kind, failure.reason))
-                return None
-            clip = self.clips[position]
-            mp4 = to_clip(frames, self.size_of(position).frames)
-            return {"mp4": mp4, "txt": clip.caption, "num_frames": clip.frame_count, "fps": self.fps}
+    def _candidates(self, index: int, part: Part) -> Iterator[Clip]:
+        """The clips to try for sample `index`: those of its size, and then others that are long enough, at this size.
 
-        sample = self.first_of_its_size(index, made)
-        return sample | ({REPLACED: replaced} if replaced else {})
+        Without the others, the last clip of a size would end the run, which has no other batch for that step.
+        """
+        bucket, size = self.clips[index].bucket, self.size_of(index)
+        yield from (self.clips[position] for position in self.stand_ins(index, part))
+        for clip in (self.clips[position] for position in once_around(part, index)):
+            longest = largest_clip_length(clip.available)
+            if clip.bucket != bucket and longest >= shortest_clip_length(size.frames, self.max_pad_fraction):
+                yield replace(clip, bucket=bucket, frame_count=min(size.frames, longest))
 
-    def _read(self, position: int, choices: Choices) -> np.ndarray | None:
-        """The frames of a clip; None where it does not decode, now or when it was tried before."""
-        if position in self._failures:
-            return None
+    def _made(self, clip: Clip, choices: Choices) -> dict[str, Any] | LeftOut:
         try:
-            return self.read(position, choices)
+            frames = self._reads.read(clip.video, lambda: self._read(clip, choices))
         except UnreadableVideo as error:
-            name = Path(self.clips[position].record.name)
-            self._failures[position] = LeftOut(name, "do not decode", str(error))
-            return None
+            return LeftOut(Path(clip.record.name), "do not decode", str(error))
+        mp4 = to_clip(frames, self.sizes[clip.bucket].frames)
+        return {"mp4": mp4, "txt": clip.caption, "num_frames": clip.frame_count, "fps": self.fps}
 
     def _look_at_all(self) -> tuple[list[Clip], list[LeftOut]]:
         records = find_records(self.data_dir, self.format)
         clips: list[Clip] = []
         left_out: list[LeftOut] = []
-        for answer in answer_all(self._look, records):
+        for answer in answer_all(partial(judge, wanted=self._wanted), records):
             if isinstance(answer, Clip):
                 clips.append(answer)
             elif isinstance(answer, LeftOut):
@@ -191,18 +199,6 @@ class SFTDataset(DrawnDataset):
             )
         self._tell(clips, left_out, len(records))
         return clips, left_out
-
-    def _look(self, record: Record) -> Clip | LeftOut:
-        if self._quarantine.names(record):
-            return LeftOut(Path(record.name), "in quarantine", "is named in the list")
-        if record.caption is None and record.kind != WITHOUT_CAPTION:
-            return LeftOut(Path(record.name), record.kind, record.fault or "cannot be used")
-        if record.weight <= 0:
-            return LeftOut(Path(record.name), "without weight", f"has weight {record.weight:g}")
-        found = look(record, self.sizes, self.fps, self.skip_frames, self.max_pad_fraction)
-        if isinstance(found, Clip) and record.caption is None and not self.allow_missing_captions:
-            return LeftOut(Path(record.name), WITHOUT_CAPTION, record.fault or "has no caption")
-        return found
 
     def _tell(self, clips: Sequence[Clip], left_out: Sequence[LeftOut], found: int) -> None:
         if left_out:

@@ -88,7 +88,7 @@ def test_every_kind_of_bad_file_is_named_and_counted(tmp_path: Path, caplog: pyt
     reasons = {each.video.stem: each.reason for each in dataset.left_out}
     expected = {
         "short": "is too short",
-        "cut": "cannot be read as a video",
+        "cut": "is truncated",
         "empty": "is empty",
         "text": "cannot be read as a video",
         "silent": "caption missing",
@@ -163,19 +163,22 @@ def test_files_that_break_later_are_replaced_by_the_next(tmp_path: Path) -> None
 
 
 def test_a_file_that_gives_no_answer_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Golden value: a reader that never returns counts as a file that does not decode."""
+    """Golden values: a reader that never returns counts as a file that does not decode, and is not asked again."""
     for name in "ab":
         add_clip(tmp_path, name)
     dataset = SFTDataset(str(tmp_path), SIZE, fps=8, max_num_frames=9, read_timeout_s=0.2)
-    read, hang = clips.read_frames, threading.Event()
+    read, hang, asked = clips.read_frames, threading.Event(), []
 
     def reader(path: Path, *args: Any) -> np.ndarray:
+        asked.append(path.stem)
         return read(path, *args) if path.stem == "b" else np.zeros(hang.wait(60))
 
     monkeypatch.setattr(clips, "read_frames", reader)
-    sample = dataset[0]
+    samples = [dataset[0], dataset[0]]
     hang.set()
-    assert sample["txt"] == "caption b" and "within 0.2 s" in sample[REPLACED][0][2]
+    for sample in samples:
+        assert sample["txt"] == "caption b" and "within 0.2 s" in sample[REPLACED][0][2]
+    assert asked == ["a", "b", "b"]
 
 
 @pytest.mark.parametrize("seed", range(4))

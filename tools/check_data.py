@@ -27,7 +27,8 @@ import cogvideox  # noqa: E402, F401  (ends here if packages are missing)  # iso
 from tqdm import tqdm  # noqa: E402
 
 from cogvideox.config.command_line import OVERRIDE  # noqa: E402
-from cogvideox.data.doctor import Wanted, examine, files_of, unanswered  # noqa: E402
+from cogvideox.data.doctor import examine, files_of, unanswered  # noqa: E402
+from cogvideox.data.judging import Wanted  # noqa: E402
 from cogvideox.data.ledger import (  # noqa: E402
     REMARKS,
     Entry,
@@ -38,6 +39,7 @@ from cogvideox.data.ledger import (  # noqa: E402
     write_quarantine,
 )
 from cogvideox.data.processes import Lost, in_processes  # noqa: E402
+from cogvideox.data.quarantine import folder_of  # noqa: E402
 from cogvideox.data.records import Record, find_records  # noqa: E402
 from cogvideox.errors import UserError  # noqa: E402
 from tools.check_data_page import write_page  # noqa: E402
@@ -53,7 +55,8 @@ def main(args_list: Sequence[str] | None = None) -> int:
     args = _parser().parse_args([word for word in words if not OVERRIDE.match(word)])
     try:
         max_bad = share_of(args.max_bad)
-        checked = settings_of(args.base, [word for word in words if OVERRIDE.match(word)], args.timeout)
+        overrides = [word for word in words if OVERRIDE.match(word)]
+        checked = settings_of(args.base, overrides, args.timeout, args.data)
         records = find_records(args.data, checked.format)
         out = args.out or default_out(args.data)
         quarantine = args.quarantine or out / "quarantine.txt"
@@ -61,7 +64,7 @@ def main(args_list: Sequence[str] | None = None) -> int:
         shown = {} if args.no_pictures else pictures_of(len(records), args.pictures, out / "pictures")
         entries = examine_all(records, shown, checked.wanted, args.workers)
         entries = finished(entries, checked, args.also_bad)
-        unlisted = write_quarantine(entries, quarantine)
+        unlisted = write_quarantine(entries, quarantine, args.data)
         write_ledger(entries, out)
         page = write_page(out, args.data, entries, checked, not args.no_pictures)
     except UserError as error:
@@ -72,9 +75,11 @@ def main(args_list: Sequence[str] | None = None) -> int:
         return 2
     for entry in unlisted:
         print(f"not in the quarantine list, its name is no plain line or a good clip's too: {entry.name!r}")
-    bad = sum(entry.is_bad for entry in entries)
-    share, limit = bad / len(entries), "" if max_bad >= 1 else f" of {max_bad:.3%} allowed"
-    print(f"{len(entries)} clips, {bad} bad ({share:.3%}{limit}); quarantine list {quarantine}; page {page}")
+    bad, used = sum(entry.is_bad for entry in entries), sum(entry.is_used for entry in entries)
+    share, limit = bad / max(1, bad + used), "" if max_bad >= 1 else f" of {max_bad:.3%} allowed"
+    rest = len(entries) - bad - used
+    by_choice = f", {rest} left out by choice" if rest else ""
+    print(f"{len(entries)} clips, {bad} bad ({share:.3%}{limit}){by_choice}; quarantine list {quarantine}; page {page}")
     return int(share > max_bad)
 
 
@@ -109,15 +114,14 @@ def share_of(text: str) -> float:
 
 def default_out(data: Path) -> Path:
     """`NAME-check` beside the data folder; beside the folder above where it is `videos`, whose sibling is `labels`."""
-    folder = data.resolve() if data.is_dir() else data.resolve().parent
+    folder = folder_of(data)
     folder = folder.parent if folder.name == "videos" else folder
     return folder.parent / f"{folder.name or 'data'}-check"
 
 
 def prepare(out: Path, quarantine: Path, data: Path, is_asked: bool) -> None:
     """Make the folder, without the pictures of an earlier check. Raises UserError: it or the list would do harm."""
-    folder = data.resolve() if data.is_dir() else data.resolve().parent
-    if out.resolve().is_relative_to(folder) and not is_asked:
+    if out.resolve().is_relative_to(folder_of(data)) and not is_asked:
         raise UserError(f"{out} lies inside the data: name another folder with --out")
     if quarantine.exists() and not (quarantine.is_file() and is_quarantine_list(quarantine)):
         raise UserError(f"--quarantine {quarantine} is there and no list of this tool: name another file to write")

@@ -55,11 +55,13 @@ def _asked(data: Path, checked: Checked) -> str:
 
 
 def _summary(entries: Sequence[Entry]) -> str:
-    good = [entry for entry in entries if not entry.is_bad]
-    kinds = Counter(entry.kind for entry in entries if entry.kind)
+    good = [entry for entry in entries if entry.is_used]
+    kinds = Counter(entry.kind for entry in entries if entry.is_bad)
+    left_out = Counter(entry.kind for entry in entries if not entry.is_bad and not entry.is_used)
     remarks = Counter(remark for entry in entries for remark in entry.remarks)
     rows = [("clips", str(len(entries))), ("usable", f"{len(good)} ({len(good) / len(entries):.1%})")]
     rows += [(f"bad: {kind}", str(count)) for kind, count in kinds.most_common()]
+    rows += [(f"left out by choice: {kind}", str(count)) for kind, count in left_out.most_common()]
     rows += [(f"{remark}: {REMARKS[remark]}", str(count)) for remark, count in remarks.most_common()]
     rows += _spread("seconds", [entry.duration_s for entry in good])
     rows += _spread("frames per second", [entry.fps for entry in good])
@@ -99,7 +101,7 @@ def _bad(entries: Sequence[Entry]) -> str:
 
 def _remarks(entries: Sequence[Entry]) -> str:
     """Good clips that somebody should look at. Of variable frame rates the summary's count is enough."""
-    odd = [(entry, [each for each in entry.remarks if each != "variable"]) for entry in entries if not entry.is_bad]
+    odd = [(entry, [each for each in entry.remarks if each != "variable"]) for entry in entries if entry.is_used]
     rows = []
     for entry, remarks in odd:
         if remarks:
@@ -112,7 +114,7 @@ def _remarks(entries: Sequence[Entry]) -> str:
 
 def _sheet(entries: Sequence[Entry], checked: Checked) -> str:
     shown = [entry for entry in entries if entry.picture]
-    left_out = sum(not entry.is_bad for entry in entries) - sum(not entry.is_bad for entry in shown)
+    left_out = sum(entry.is_used for entry in entries) - sum(entry.is_used for entry in shown)
     parts = ["<h2>Contact sheet</h2>", '<p class="note">From the first to the last frame of each sample.</p>']
     parts += [_figure(entry, checked) for entry in shown]
     if left_out:

@@ -15,7 +15,8 @@ from cogvideox.config.settings import Settings
 from cogvideox.config.static_signature import REPOSITORY
 from cogvideox.config.targets import ALIASES
 from cogvideox.data.clip_parameters import checked_sizes, clip_sizes, faults_of_sampling
-from cogvideox.data.doctor import Wanted
+from cogvideox.data.judging import Wanted
+from cogvideox.data.quarantine import read_quarantine
 from cogvideox.errors import UserError
 
 DEFAULT_BASE = REPOSITORY / "configs/sft.yaml"
@@ -37,8 +38,8 @@ class Checked:
     max_tokens: int = 0
 
 
-def settings_of(files: Sequence[str], overrides: Sequence[str], timeout_s: float) -> Checked:
-    """The data section and the tokenizer of YAML files (none: configs/sft.yaml). Raises UserError."""
+def settings_of(files: Sequence[str], overrides: Sequence[str], timeout_s: float, data: Path) -> Checked:
+    """The data section for `data` and the tokenizer of YAML files (none: configs/sft.yaml). Raises UserError."""
     problems: list[Problem] = []
     settings = load_settings(list(files) or [str(DEFAULT_BASE)], overrides, problems)
     raise_if_any(problems)
@@ -53,6 +54,7 @@ def settings_of(files: Sequence[str], overrides: Sequence[str], timeout_s: float
     wanted = Wanted(
         tuple(checked_sizes(sizes, params["buckets"] is not None, faults)),
         params["fps"], int(skip), pad, params["allow_missing_captions"], timeout_s,
+        read_quarantine(params["quarantine"], data),
     )  # fmt: skip
     return Checked(wanted, params["format"], *_tokenizer_of(settings))
 

@@ -11,14 +11,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from cogvideox.data.cache_keys import latent_key, prompt_key
 from cogvideox.data.cache_store import CacheStore
+from cogvideox.data.checking import LeftOut
 from cogvideox.data.clips import Choices, Clip, ClipSize
-from cogvideox.data.mixture import REPLACED, DrawnDataset
+from cogvideox.data.mixture import DrawnDataset, Part
+from cogvideox.data.stand_ins import first_usable
 
 CLIP, IMAGES, EMBEDDING = "moments", "images", "embedding"
 
@@ -116,19 +119,21 @@ class CachedClips(DrawnDataset):
         return prompt_key(text, encoder_digest=encoders.text, max_length=encoders.max_length, dtype=encoders.dtype)
 
     def sample(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
-        """One of the variants of sample `index`; where it is not to be had, the next one of its size."""
+        """One of the variants of sample `index`; where it is not to be had, of the next one of its size."""
+        return self.sample_of_part(index, rng, range(len(self)))
+
+    def sample_of_part(self, index: int, rng: np.random.Generator, part: Part) -> dict[str, Any]:
+        """As `sample`; what stands in for it is of `part`."""
         variant, noise = int(rng.integers(self.variants)), int(rng.integers(max(1, self.encoders.image_noises)))
-        replaced: list[tuple[str, str, str]] = []
 
-        def found(position: int) -> dict[str, Any] | None:
-            sample = self._entry(position, variant, noise)
-            if sample is None:
-                name = self.base.clips[position].record.name
-                replaced.append((name, "not in the cache", "has no whole entry in the cache"))
-            return sample
+        def found(position: int) -> dict[str, Any] | LeftOut:
+            name = Path(self.base.clips[position].record.name)
+            missing = LeftOut(name, "not in the cache", "has no whole entry in the cache")
+            return self._entry(position, variant, noise) or missing
 
-        sample = self.base.first_of_its_size(index, found)
-        return sample | ({REPLACED: replaced} if replaced else {})
+        size = self.base.size_of(index)
+        fault = f"no clip of {size.frames} frames at {size.height}×{size.width} is in the cache {self.store.folder}"
+        return first_usable(map(found, self.base.stand_ins(index, part)), fault)
 
     def _entry(self, index: int, variant: int, noise: int) -> dict[str, Any] | None:
         clip: Clip = self.base.clips[index]

@@ -25,6 +25,14 @@ T = TypeVar("T")
 SAME_ASPECT = 1.02
 
 
+class StillReading(UnreadableVideo):
+    """Nothing came in time; `thread` goes on waiting for it."""
+
+    def __init__(self, reason: str, thread: threading.Thread) -> None:
+        super().__init__(reason)
+        self.thread = thread
+
+
 @dataclass(frozen=True)
 class ClipSize:
     """What a sample measures: frames (4k+1), height and width in pixels."""
@@ -93,17 +101,28 @@ def look(
     record: Record, sizes: Sequence[ClipSize], fps: float, skip_frames: int, max_pad_fraction: float
 ) -> Clip | LeftOut:
     """Look at a record's file without decoding it, and give it the size that it fits best."""
-    name = Path(record.name)
     try:
         facts = look_at_record(record, skip_frames, needs_upright=len(sizes) > 1)
     except UnreadableVideo as error:
-        return LeftOut(name, "not readable", str(error))
+        return LeftOut(Path(record.name), "not readable", str(error))
+    return fitted(record, facts, sizes, fps, skip_frames, max_pad_fraction)
+
+
+def fitted(
+    record: Record,
+    facts: VideoFacts,
+    sizes: Sequence[ClipSize],
+    fps: float,
+    skip_frames: int,
+    max_pad_fraction: float,
+) -> Clip | LeftOut:
+    """The clip that a record with these facts gives, of the size that it fits best; or that it is too short for all."""
     available = facts.span.frame_count(fps)
     bucket = nearest_size(facts, available, sizes, max_pad_fraction)
     if bucket is None:
         needed = min(shortest_clip_length(size.frames, max_pad_fraction) for size in sizes)
         reason = f"is too short: {available} frames at {fps} fps without {skip_frames} at both ends"
-        return LeftOut(name, "too short", f"{reason}; at least {needed} are needed")
+        return LeftOut(Path(record.name), "too short", f"{reason}; at least {needed} are needed")
     frame_count = min(sizes[bucket].frames, largest_clip_length(available))
     return Clip(record, facts.span, bucket, frame_count, available)
 
@@ -157,7 +176,7 @@ def read_clip(
 
 
 def within(seconds: float, function: Callable[[], T]) -> T:
-    """What `function` gives or raises; UnreadableVideo where it takes longer.
+    """What `function` gives or raises; StillReading where it takes longer.
 
     It runs in a daemon thread: one that hangs in a dead file system stays behind, and does not hold up the exit.
     """
@@ -169,11 +188,17 @@ def within(seconds: float, function: Callable[[], T]) -> T:
         except Exception as error:
             answers.put((None, error))
 
-    threading.Thread(target=work, name="read-clip", daemon=True).start()
+    thread = threading.Thread(target=work, name="read-clip", daemon=True)
+    thread.start()
     try:
         answer, error = answers.get(timeout=seconds)
     except queue.Empty:
-        raise UnreadableVideo(f"gave no frames within {seconds:g} s") from None
+        raise StillReading(f"gave no frames within {seconds:g} s", thread) from None
     if error is not None:
-        raise error
+        try:
+            raise error
+        finally:
+            # Its traceback has this frame, which would keep it and the open decoder. A forked process would hang where
+            # it frees that decoder, whose threads it has not.
+            error = None
     return answer  # type: ignore[return-value]

@@ -9,27 +9,16 @@ from pathlib import Path
 import numpy as np
 
 from cogvideox.data.checking import LeftOut
-from cogvideox.data.clips import Choices, Clip, ClipSize, look, read_clip
+from cogvideox.data.clips import Choices, Clip, read_clip
 from cogvideox.data.contact_sheet import write_strip
+from cogvideox.data.judging import Wanted, chosen_out, judge
 from cogvideox.data.ledger import Entry
 from cogvideox.data.reading import UnreadableVideo
-from cogvideox.data.records import IMAGE_SUFFIXES, WITHOUT_CAPTION, Record
+from cogvideox.data.records import IMAGE_SUFFIXES, Record
 from cogvideox.data.sampling import nearest_frames, wanted_times
 from cogvideox.data.whole import WholeVideo, decode_whole, read_whole_still
 
 UNDECODABLE = "do not decode"
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """What training asks of a clip (as data_video.SFTDataset does), and how long reading one may take."""
-
-    sizes: tuple[ClipSize, ...]
-    fps: float
-    skip_frames: int
-    max_pad_fraction: float
-    allow_missing_captions: bool
-    timeout_s: float
 
 
 @dataclass(frozen=True)
@@ -49,18 +38,26 @@ def files_of(records: Sequence[Record], pictures: dict[int, Path]) -> list[File]
 
 
 def examine(file: File, alive: Callable[[], None], wanted: Wanted) -> list[tuple[int, Entry]]:
-    """Decode a file whole, and read the sample of each of its clips: (place, entry) of each."""
-    whole: WholeVideo | str
-    try:
-        is_image = file.path.suffix.lower() in IMAGE_SUFFIXES
-        whole = read_whole_still(file.path) if is_image else decode_whole(file.path, alive)
-    except UnreadableVideo as error:
-        whole = str(error)
+    """Decode a file whole, and read the sample of each of its clips: (place, entry) of each.
+
+    A file of which no clip is wanted is not touched: it may be in quarantine because it takes its reader down.
+    """
+    is_wanted = any(chosen_out(record, wanted) is None for _, record, _ in file.clips)
+    whole = _decoded(file.path, alive) if is_wanted else "is left out by choice"
     entries = []
     for place, record, picture in file.clips:
         alive()
         entries.append((place, _entry(record, whole, wanted, picture)))
     return entries
+
+
+def _decoded(path: Path, alive: Callable[[], None]) -> WholeVideo | str:
+    """What is in a file; why it cannot be read."""
+    try:
+        is_image = path.suffix.lower() in IMAGE_SUFFIXES
+        return read_whole_still(path) if is_image else decode_whole(path, alive)
+    except UnreadableVideo as error:
+        return str(error)
 
 
 def unanswered(file: File, kind: str, reason: str) -> list[tuple[int, Entry]]:
@@ -77,9 +74,7 @@ def _blank(record: Record) -> Entry:
 
 def _entry(record: Record, whole: WholeVideo | str, wanted: Wanted, picture: Path | None) -> Entry:
     entry = _blank(record) if isinstance(whole, str) else _with_facts(_blank(record), whole)
-    if record.caption is None and record.kind != WITHOUT_CAPTION:
-        return replace(entry, kind=record.kind, reason=record.fault or "cannot be used")
-    clip = look(record, wanted.sizes, wanted.fps, wanted.skip_frames, wanted.max_pad_fraction)
+    clip = judge(record, wanted)
     if isinstance(clip, LeftOut):
         return replace(entry, kind=clip.kind, reason=clip.reason)
     size = wanted.sizes[clip.bucket]
@@ -92,8 +87,6 @@ def _entry(record: Record, whole: WholeVideo | str, wanted: Wanted, picture: Pat
     if isinstance(whole, str):
         return replace(entry, kind=UNDECODABLE, reason=whole)
     entry = replace(entry, effective_fps=_effective_fps(clip, whole, wanted.fps))
-    if record.caption is None and not wanted.allow_missing_captions:
-        return replace(entry, kind=record.kind, reason=record.fault or "has no caption")
     return _read_as_training(entry, clip, whole, wanted, picture)
 
 

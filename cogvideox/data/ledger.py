@@ -10,6 +10,9 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
+from cogvideox.data.judging import BY_CHOICE, WITHOUT_WEIGHT
+from cogvideox.data.quarantine import DATA_LINE, folder_of
+
 QUARANTINE_HEADER = "# clips that are not to be trained on, written by tools/check_data.py: name, tab, reason"
 
 # What may be said of a clip that can be trained on, and what that means.
@@ -28,7 +31,7 @@ NEARLY_ALL = 0.95
 class Entry:
     """A clip's line. What could not be found out is None.
 
-    `kind` and `reason` say why it cannot be trained on (None: it can), `remarks` what is odd about it all the same
+    `kind` and `reason` say why it is not trained on (None: it is), `remarks` what is odd about it all the same
     (keys of REMARKS). Height and width are as it is shown, `rotation` is in degrees. `sample_frames` are the real ones
     of a sample, `effective_fps` the different source frames among them over the time that they show, `padded_share`
     how much of the sample repeats the last one. `caption_tokens_cut` are those beyond the limit.
@@ -65,8 +68,13 @@ class Entry:
     picture: str | None = None
 
     @property
+    def is_used(self) -> bool:
+        return self.kind is None
+
+    @property
     def is_bad(self) -> bool:
-        return self.kind is not None
+        """Not one that somebody left out by choice."""
+        return self.kind is not None and self.kind not in BY_CHOICE
 
 
 def with_duplicates(entries: Sequence[Entry]) -> list[Entry]:
@@ -75,7 +83,7 @@ def with_duplicates(entries: Sequence[Entry]) -> list[Entry]:
     found = []
     for place, entry in enumerate(entries):
         original = place
-        if entry.content is not None and not entry.is_bad:
+        if entry.content is not None and entry.is_used:
             original = first.setdefault((entry.content, entry.start_s, entry.end_s), place)
         found.append(entry if original == place else replace(entry, duplicate_of=entries[original].name))
     return found
@@ -89,12 +97,12 @@ def with_remarks(entry: Entry, also_bad: Collection[str] = ()) -> Entry:
         "black": (entry.black_share or 0) >= NEARLY_ALL,
         "frozen": is_still,
         "cut": bool(entry.caption_tokens_cut),
-        "damaged": bool(entry.damaged_s) and not entry.is_bad,
+        "damaged": bool(entry.damaged_s) and entry.is_used,
         "variable": bool(entry.variable_frame_rate),
     }
     remarks = tuple(remark for remark, is_so in said.items() if is_so)
     worst = next((remark for remark in remarks if remark in also_bad), None)
-    if entry.is_bad or worst is None:
+    if not entry.is_used or worst is None:
         return replace(entry, remarks=remarks)
     of_which = f" ({entry.duplicate_of})" if worst == "duplicate" else ""
     return replace(entry, remarks=remarks, kind=worst, reason=REMARKS[worst] + of_which)
@@ -113,14 +121,18 @@ def write_ledger(entries: Iterable[Entry], folder: Path) -> None:
     write_whole(folder / "ledger.csv", table.getvalue())
 
 
-def write_quarantine(entries: Sequence[Entry], path: Path) -> list[Entry]:
-    """Write the list that training's `--quarantine` reads. Returns the bad clips whose names cannot stand in it: no
-    plain text, or shared with a good clip (another part of the same file).
+def write_quarantine(entries: Sequence[Entry], path: Path, data: Path) -> list[Entry]:
+    """Write the list that training's `--quarantine` reads for `data`: what is bad, and what was in quarantine before.
+
+    Returns the clips whose names cannot stand in it: no plain text, or shared with a good clip (another part of the
+    same file).
     """
-    lines, unlisted = [QUARANTINE_HEADER], []
-    kept = {entry.name for entry in entries if not entry.is_bad}
+    folder = str(folder_of(data))
+    lines = [QUARANTINE_HEADER, *([DATA_LINE + folder] if _is_plain(folder) else [])]
+    unlisted = []
+    kept = {entry.name for entry in entries if entry.is_used}
     for entry in entries:
-        if entry.is_bad:
+        if not entry.is_used and entry.kind != WITHOUT_WEIGHT:
             name = _listed_name(entry)
             if name is None or entry.name in kept:
                 unlisted.append(entry)
@@ -146,12 +158,14 @@ def write_whole(path: Path, text: str) -> None:
 
 def _listed_name(entry: Entry) -> str | None:
     """The clip's name, or its path where the name would read as a comment; None where neither fits on a line."""
-    for name in (entry.name, str(Path(entry.path).resolve())):
-        is_text = name.encode("utf-8", "replace").decode() == name
-        is_plain = name == name.strip() and "\t" not in name and len(name.splitlines()) == 1
-        if is_text and is_plain and not name.startswith("#"):
-            return name
-    return None
+    names = (entry.name, str(Path(entry.path).resolve()))
+    return next((name for name in names if _is_plain(name) and not name.startswith("#")), None)
+
+
+def _is_plain(name: str) -> bool:
+    """Whether a name can stand on a line of the list as it is."""
+    is_text = name.encode("utf-8", "replace").decode() == name
+    return is_text and name == name.strip() and "\t" not in name and len(name.splitlines()) == 1
 
 
 def _cell(value: object) -> object:

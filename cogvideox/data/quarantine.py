@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import logging
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from cogvideox.data.records import Record
 from cogvideox.errors import UserError
+
+_logger = logging.getLogger(__name__)
+
+DATA_LINE = "# data: "
+"""Begins the line that says of which data folder a list is. Its names then count in that folder alone."""
 
 
 @dataclass(frozen=True)
@@ -22,8 +29,12 @@ class Quarantine:
         )
 
 
-def read_quarantine(path: str | None) -> Quarantine:
-    """The list in `path`: a file a line, what follows a tab and lines that begin with # are left out. UserError."""
+def read_quarantine(path: str | None, data: Path | None = None) -> Quarantine:
+    """The list in `path`: a file a line, what follows a tab and lines that begin with # are left out. UserError.
+
+    `data` is what it is read for: of a list of another folder only absolute paths count, since names are relative. A
+    list that says of no folder, or of one that has gone (it was moved), counts everywhere.
+    """
     if path is None:
         return Quarantine()
     try:
@@ -33,5 +44,21 @@ def read_quarantine(path: str | None) -> Quarantine:
             f"the quarantine list {path} cannot be read ({error}): give a text file with a clip's name a line, as "
             "tools/check_data.py writes it (data.params.quarantine, --quarantine)"
         ) from error
-    names = (line.partition("\t")[0].strip() for line in lines if not line.startswith("#"))
-    return Quarantine(frozenset(name for name in names if name))
+    listed = (line.partition("\t")[0].strip() for line in lines if not line.startswith("#"))
+    names = frozenset(name for name in listed if name)
+    folder = next((line.removeprefix(DATA_LINE) for line in lines if line.startswith(DATA_LINE)), None)
+    if folder is not None and not os.path.exists(folder):
+        text = "%s is of %s, which is not there: its names count in all data; mend its line '%s' if that is wrong"
+        _logger.warning(text, path, folder, DATA_LINE.strip())
+    elif folder is not None and not _is_in(folder, data):
+        names = frozenset(name for name in names if os.path.isabs(name))
+    return Quarantine(names)
+
+
+def folder_of(data: Path) -> Path:
+    """The folder of a data set, which may be given by its table."""
+    return data.resolve() if data.is_dir() else data.resolve().parent
+
+
+def _is_in(folder: str, data: Path | None) -> bool:
+    return data is not None and data.exists() and os.path.samefile(folder, folder_of(data))

@@ -18,6 +18,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -27,15 +29,15 @@ from torch.utils.data import IterableDataset, get_worker_info
 from cogvideox import parallel
 from cogvideox.data.checking import LeftOut, describe
 from cogvideox.data.clip_parameters import checked_sizes, faults_of_sampling
-from cogvideox.data.clips import Choices, Clip, within
+from cogvideox.data.clips import Choices, Clip, fitted, within
 from cogvideox.data.looking import look_at
-from cogvideox.data.mixture import REPLACED, DrawnDataset
+from cogvideox.data.mixture import DrawnDataset, Part
 from cogvideox.data.quarantine import read_quarantine
 from cogvideox.data.reading import UnreadableVideo, read_frames
 from cogvideox.data.records import Record
-from cogvideox.data.sampling import largest_clip_length, shortest_clip_length
 from cogvideox.data.scaling import to_clip
 from cogvideox.data.shards import find_shards
+from cogvideox.data.stand_ins import PatientReads, first_usable, once_around
 from cogvideox.data.stream_captions import StreamCaptions, UnusableCaption
 from cogvideox.data.stream_index import IndexedShard, index_shards
 from cogvideox.data.stream_order import StreamOrder
@@ -47,7 +49,7 @@ _logger = logging.getLogger(__name__)
 LONGEST_SEARCH = 1000
 """Samples in a row that may be unusable before a stream counts as broken."""
 
-TOO_SHORT, NO_CAPTION, NOT_DECODABLE = "too short", "without caption", "do not decode"
+NO_CAPTION, NOT_DECODABLE = "without caption", "do not decode"
 
 
 class VideoDataset(DrawnDataset, IterableDataset):
@@ -98,15 +100,15 @@ class VideoDataset(DrawnDataset, IterableDataset):
         self.shuffle_buffer, self.seed = max(1, shuffle_buffer), 0 if seed in (None, -1) else int(seed or 0)
         self._reader = ShardReader()
         self._captions = StreamCaptions(self._reader, txt_key, tuple(meta_names or ()))
-        listed = read_quarantine(quarantine)
-        # One rank looks, so that all have the same samples whatever a storage answers to the others.
-        found: tuple[list[IndexedShard], list[LeftOut]] = parallel.current().world.on_first(
-            lambda: index_shards(find_shards(path, include_dirs), self._captions.suffixes, listed)
+        # One rank looks, so that all have the same samples; it may take longer than a GPU collective waits.
+        found: tuple[list[IndexedShard], list[LeftOut]] = parallel.current().host.on_first(
+            lambda: index_shards(find_shards(path, include_dirs), self._captions.suffixes, read_quarantine(quarantine))
         )
         self.shards, self.left_out = found
         self._ends = np.cumsum([len(each.names) for each in self.shards], dtype=np.int64)
         self._tell(nshards)
-        self._failures: dict[int, LeftOut] = {}
+        self._unfit: dict[int, LeftOut] = {}  # whatever is drawn
+        self._reads = PatientReads()
 
     @classmethod
     def create_dataset_function(cls, path: str, args: Any, **kwargs: Any) -> VideoDataset:
@@ -140,55 +142,55 @@ class VideoDataset(DrawnDataset, IterableDataset):
 
     def sample(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
         """Sample `index` with the choices that `rng` makes, or the next one that can be used."""
+        return self.sample_of_part(index, rng, range(len(self)))
+
+    def sample_of_part(self, index: int, rng: np.random.Generator, part: Part) -> dict[str, Any]:
+        """As `sample`; what stands in for it is of `part`."""
         choices = Choices.of(rng, self.window, self.crop)
-        replaced: list[LeftOut] = []
-        for step in range(min(len(self), LONGEST_SEARCH)):
-            made = self._made((index + step) % len(self), choices)
-            if not isinstance(made, LeftOut):
-                stood_in_for = [(str(each.video), each.kind, each.reason) for each in replaced]
-                return made | ({REPLACED: stood_in_for} if stood_in_for else {})
-            replaced.append(made)
-        raise UserError(f"{len(replaced)} samples in a row of {self.path} cannot be used: {describe(replaced)}")
+        turns = islice(once_around(part, index), LONGEST_SEARCH)
+        fault = f"{min(len(part), LONGEST_SEARCH)} samples in a row of {self.path} cannot be used"
+        return first_usable((self._made(position, choices) for position in turns), fault)
 
     def _made(self, position: int, choices: Choices) -> dict[str, Any] | LeftOut:
-        if position in self._failures:
-            return self._failures[position]
+        if position in self._unfit:
+            return self._unfit[position]
         shard, row = self._find(position)
         try:
             self._reader.prepare(shard.shard)
-            return within(self.read_timeout_s, lambda: self._read(shard, row, choices))
-        except UnusableCaption as error:
-            failure = LeftOut(Path(shard.name_of(row)), NO_CAPTION, str(error))
+            read = partial(self._read, shard, row, choices)
+            made = self._reads.read(position, lambda: within(self.read_timeout_s, read))
         except UnreadableVideo as error:
-            kind = TOO_SHORT if str(error).startswith("is too short") else NOT_DECODABLE
-            failure = LeftOut(Path(shard.name_of(row)), kind, str(error))
-        self._failures[position] = failure
-        return failure
+            return LeftOut(Path(shard.name_of(row)), NOT_DECODABLE, str(error))
+        if isinstance(made, LeftOut):
+            self._unfit[position] = made
+        return made
 
-    def _read(self, shard: IndexedShard, row: int, choices: Choices) -> dict[str, Any]:
+    def _read(self, shard: IndexedShard, row: int, choices: Choices) -> dict[str, Any] | LeftOut:
+        """A sample; why it cannot be used whatever is drawn. Raises UnreadableVideo: with these choices, or now."""
         video, *of_caption = shard.places[row].tolist()
         try:
             caption = self._captions.find(shard.shard, shard.key_of(row), of_caption)
-        except UnusableCaption:
+        except UnusableCaption as error:
             if not self.allow_missing_captions:
-                raise
+                return LeftOut(Path(shard.name_of(row)), NO_CAPTION, str(error))
             caption = ""
         content = self._reader.read(shard.shard, *video)
         clip = self._look(content, shard.name_of(row))
+        if isinstance(clip, LeftOut):
+            return clip
         start_s = clip.start_s(choices.window, self.fps)
         crop = (choices.top, choices.left)
         frames = read_frames(content, start_s, self.fps, clip.frame_count, self.size.picture, crop, clip.span.end_s)
         mp4 = to_clip(choices.mirrored(frames, self.flip_probability), self.size.frames)
         return {"mp4": mp4, "txt": caption, "num_frames": clip.frame_count, "fps": self.fps}
 
-    def _look(self, content: bytes, name: str) -> Clip:
-        span = look_at(content, self.skip_frames).span
-        available = span.frame_count(self.fps)
-        needed = shortest_clip_length(self.size.frames, self.max_pad_fraction)
-        if largest_clip_length(available) < needed:
-            raise UnreadableVideo(f"is too short: {available} frames at {self.fps} fps; at least {needed} are needed")
-        frame_count = min(self.size.frames, largest_clip_length(available))
-        return Clip(Record(Path(name), name, None), span, 0, frame_count, available)
+    def _look(self, content: bytes, name: str) -> Clip | LeftOut:
+        try:
+            facts = look_at(content, self.skip_frames)
+        except UnreadableVideo as error:
+            return LeftOut(Path(name), NOT_DECODABLE, str(error))
+        record = Record(Path(name), name, None)
+        return fitted(record, facts, [self.size], self.fps, self.skip_frames, self.max_pad_fraction)
 
     def _find(self, position: int) -> tuple[IndexedShard, int]:
         number = int(np.searchsorted(self._ends, position, side="right"))

@@ -67,8 +67,9 @@ def test_names_that_a_list_cannot_hold(tmp_path: Path) -> None:
     """Golden values: a comment's sign gives the path; line breaks, and names shared with a good clip, are returned."""
     bad = [Entry(name, f"/data/{name}", "too short", "is\ntoo\tshort") for name in ("#1.mp4", "a\nb.mp4", "two.mp4")]
     entries = [*bad, Entry("two.mp4", "/data/two.mp4", start_s=1.0)]
-    unlisted = write_quarantine(entries, tmp_path / "q.txt")
-    assert (tmp_path / "q.txt").read_text().splitlines()[1:] == ["/data/#1.mp4\tis too short"]
+    unlisted = write_quarantine(entries, tmp_path / "q.txt", tmp_path)
+    lines = (tmp_path / "q.txt").read_text().splitlines()
+    assert lines[1:] == [f"# data: {tmp_path}", "/data/#1.mp4\tis too short"]
     assert unlisted == bad[1:] and is_quarantine_list(tmp_path / "q.txt")
 
 

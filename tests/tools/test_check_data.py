@@ -135,7 +135,7 @@ def test_each_kind_of_broken_file_is_named_everywhere(checked: Path, name: str) 
     entry = ledger_of(checked)[f"videos/{name}.mp4"]
     assert entry["kind"] == kind and reason in entry["reason"]
     assert f"<th>videos/{name}.mp4</th><td>{kind}: " in (checked / "index.html").read_text(encoding="utf-8")
-    listed = dict(line.split("\t") for line in (checked / "quarantine.txt").read_text().splitlines()[1:])
+    listed = dict(line.split("\t") for line in (checked / "quarantine.txt").read_text().splitlines()[2:])
     assert listed[f"videos/{name}.mp4"] == entry["reason"]
 
 
@@ -196,8 +196,35 @@ def test_exit_status_and_the_last_line(broken: Path, tmp_path: Path, capfd: pyte
     assert [each.name for each in (out / "pictures").iterdir()] == ["mine.jpg"] and len(ledger_of(out)) == 13
     assert "Contact sheet" not in (out / "index.html").read_text()
     lines = listed.read_text().splitlines()
-    assert len(lines) == 12 and not (out / "quarantine.txt").exists()
+    assert lines[1] == f"# data: {broken}" and len(lines) == 13 and not (out / "quarantine.txt").exists()
     assert "videos/twin.mp4\thas the same pictures as a clip before it (videos/good.mp4)" in lines
+
+
+def test_what_is_left_out_by_choice_is_not_bad(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Identity: the ledger says of each clip what training says of it, also of those of weight 0 and in quarantine.
+
+    Golden values: these count as nothing, their files are not touched, and the new list keeps what was in the old one.
+    """
+    data, out, old = tmp_path / "set", tmp_path / "check", tmp_path / "old.txt"
+    for name in ("good", "short", "idle", "listed"):
+        add_clip(data, name, frames=3 if name == "short" else 40)
+    for name in ("idle", "listed"):
+        (data / f"videos/{name}.mp4").write_bytes(b"no video")
+    rows = [{"file": f"videos/{name}.mp4", "text": name, "weight": int(name != "idle")} for name in ("good", "short")]
+    rows += [{"file": "videos/idle.mp4", "text": "idle", "weight": 0}, {"file": "videos/listed.mp4", "text": "listed"}]
+    (data / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    old.write_text(f"# data: {data}\nvideos/listed.mp4\tcrashes the reader\n")
+    words = [str(data), "--out", str(out), "--workers", "1", *OVERRIDES, f"data.params.quarantine={old}"]
+    assert main([*words, "--max-bad", "50%"]) == 0
+    assert "4 clips, 1 bad (50.000% of 50.000% allowed), 2 left out by choice" in capfd.readouterr().out
+    said = {(name, entry["kind"], entry["reason"]) for name, entry in ledger_of(out).items() if entry["kind"]}
+    dataset = SFTDataset(str(data), **PARAMS, quarantine=str(old))
+    assert said == {(each.video.as_posix(), each.kind, each.reason) for each in dataset.left_out}
+    assert {kind for _, kind, _ in said} == {"too short", "without weight", "in quarantine"}
+    assert [clip.caption for clip in dataset.clips] == ["good"]
+    lines = [line.partition("\t")[0] for line in (out / "quarantine.txt").read_text().splitlines()]
+    assert lines[1:] == [f"# data: {data}", "videos/short.mp4", "videos/listed.mp4"]
+    assert "left out by choice: without weight" in (out / "index.html").read_text()
 
 
 def mistakes(folder: Path) -> dict[str, list[str]]:
