@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from wandb.proto.wandb_internal_pb2 import Record
 from cogvideox.telemetry.sinks import RunLogger, WandbSettings
 
 BLOCK, WHOLE, LAST = 32 * 1024, 1, 4
+WRITTEN_WITHIN_S = 20
 
 
 def test_offline_run_keeps_evaluation_and_videos_of_a_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -28,10 +30,20 @@ def test_offline_run_keeps_evaluation_and_videos_of_a_step(tmp_path: Path, monke
     log.evaluation(5, {"loss": 0.7}, split="val")
     log.iteration(10, {"loss": 0.4})
     log.close()
-    rows = history(next(tmp_path.glob("wandb/offline-run-*/run-*.wandb")))
+    rows = written(tmp_path, steps=2)
     assert sorted(rows) == [5, 10]
     assert {"Train/train_loss", "Train/valid_loss", "samples_video_0.path"} <= set(rows[5])
     assert rows[10]["Train/train_loss"] == 0.4
+
+
+def written(folder: Path, steps: int) -> dict[int, dict]:
+    """Its history, once it has `steps` steps: wandb's own process may write the last of it after the run has ended."""
+    end = time.monotonic() + WRITTEN_WITHIN_S
+    while True:
+        rows = history(next(folder.glob("wandb/offline-run-*/run-*.wandb")))
+        if len(rows) >= steps or time.monotonic() > end:
+            return rows
+        time.sleep(0.1)
 
 
 def history(path: Path) -> dict[int, dict]:
