@@ -52,6 +52,7 @@ def cache_config(folder: Path, args: argparse.Namespace) -> tuple[dict[str, Any]
     """A config of train_video.py with both encoders' files in `folder`, and the encoders' parameters."""
     size = SIZES[args.model]
     config = step_config(folder, size, args.dtype, args.runs + WARM_UP_STEPS)
+    config["args"]["valid_data"] = None  # evaluations need a VAE in spite of the cache
     text = write_text_encoder(folder / "t5", args.text_encoder, DTYPE[args.dtype])
     network = config["model"]["network_config"]["params"]
     network["modules"]["patch_embed_config"]["params"]["text_hidden_size"] = text["width"]

@@ -2,16 +2,55 @@
 
 from __future__ import annotations
 
+import argparse
 import json
+import os
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from cogvideox.errors import UserError
-from tools import benchmark
+from tests.end_to_end.runs import environment
+from tests.end_to_end.warm_start import run_warm, warm_context
+from tools import benchmark, benchmark_cache, benchmark_step, cache_latents
 from tools.benchmark_sizes import SIZES
 from tools.benchmark_step import PHASES, step_config, summarize_steps
+
+
+def fill(arguments: list[str], log: Path) -> None:
+    """tools/cache_latents.py in a process of its own."""
+    output = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    for stream in (1, 2):
+        os.dup2(output, stream)
+    os.environ.update(environment())
+    sys.exit(cache_latents.main(arguments))
+
+
+@pytest.fixture
+def warm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, list[Any]]:
+    """Our scripts run in processes that have everything imported; their names and their configs, as they were run."""
+    scripts: dict[str, list[Any]] = {"names": [], "configs": []}
+
+    def run(command: list[str], args: argparse.Namespace) -> None:
+        script, *arguments = command
+        log = tmp_path / f"{len(scripts['names'])}.log"
+        scripts["names"].append(script)
+        scripts["configs"].append(yaml.safe_load(Path(arguments[1]).read_text(encoding="utf-8")))
+        if script == "train_video.py":
+            status: int | None = run_warm(arguments, environment() | {"CUDA_VISIBLE_DEVICES": ""}, 1, log, 240)[0]
+        else:
+            process = warm_context().Process(target=fill, args=(arguments, log))
+            process.start()
+            process.join(240)
+            status = process.exitcode
+        assert status == 0, log.read_text()
+
+    for module in (benchmark_step, benchmark_cache):
+        monkeypatch.setattr(module, "run", run)
+    return scripts
 
 
 def test_medium_is_what_the_numbers_are_about() -> None:
@@ -38,7 +77,7 @@ def test_transformer_against_diffusers(tmp_path: Path, capsys: pytest.CaptureFix
 
 
 @pytest.mark.slow
-def test_step(tmp_path: Path) -> None:
+def test_step(tmp_path: Path, warm: dict[str, list[Any]]) -> None:
     """Identity: phases and what is outside of them make up a step."""
     report = tmp_path / "report.json"
     command = ["step", "--model", "tiny", "--dtype", "fp32", "--json", str(report), "--device", "cpu"]
@@ -46,6 +85,28 @@ def test_step(tmp_path: Path) -> None:
     (result,) = json.loads(report.read_text(encoding="utf-8"))["results"]
     assert all(result["phases_s"][name] > 0 for name in PHASES)
     assert 0 <= result["outside_share"] < 1
+    assert warm["names"] == ["train_video.py"]
+
+
+@pytest.mark.slow
+def test_cache(tmp_path: Path, warm: dict[str, list[Any]], capsys: pytest.CaptureFixture[str]) -> None:
+    """Identity: what is saved is what lies between the two runs; invariant: the cached one encodes nothing and loads
+    neither encoder. What is left of their phases is the drawing of latents and the dropping of captions.
+    """
+    report = tmp_path / "report.json"
+    sizes = ["--model", "tiny", "--text-encoder", "small", "--vae-channels", "32"]
+    assert benchmark.main(["cache", *sizes, "--device", "cpu", "--json", str(report)]) == 0
+    (result,) = json.loads(report.read_text(encoding="utf-8"))["results"]
+    assert warm["names"] == ["train_video.py", "tools/cache_latents.py", "train_video.py"]
+    without, cached = result["without"], result["cached"]
+    assert without["steps"] == cached["steps"] == 5
+    assert all(without["phases_s"][phase] > 0 for phase in PHASES)
+    assert all((cached["phases_s"][phase] < without["phases_s"][phase] / 10) for phase in ("vae", "text_encoder"))
+    assert result["memory_saved_gib"] == without["peak_memory_gib"] - cached["peak_memory_gib"]
+    assert result["steps_over"] == without["median_s"] / cached["median_s"] > 1 and result["fill_s"] > 0
+    assert f"{result['memory_saved_gib']:.2f} GiB less" in capsys.readouterr().out
+    assert "not loaded for them" in (tmp_path / "2.log").read_text() and "T5" not in (tmp_path / "2.log").read_text()
+    assert [config["args"]["valid_data"] for config in warm["configs"]] == [None] * 3  # else the VAE is loaded for them
 
 
 def test_summary_of_steps() -> None:
