@@ -28,6 +28,7 @@ CLIP_SOURCES = (
     *(f"cogvideox/data/{name}.py" for name in ("looking", "containers", "reading", "sampling", "scaling", "pictures")),
     "cogvideox/data/clips.py",
     "cogvideox/vae/*.py",
+    "cogvideox/checkpoint/vae_names.py",
 )
 TEXT_SOURCES = ("latent_cache.py", "cogvideox/conditioning/t5.py", "cogvideox/conditioning/t5_files.py")
 

@@ -6,6 +6,7 @@ Truths checked: invariants (every ingredient changes the key, and nothing else d
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import json
 import multiprocessing
@@ -118,7 +119,7 @@ def test_the_code_is_part_of_the_key(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert versions["transform"]() == transform_version.__wrapped__()
     for name in ("looking", "containers", "reading", "sampling", "scaling", "pictures", "clips"):
         assert changed(root / "data" / f"{name}.py") == {"transform"}, name
-    for file in sorted((root / "vae").glob("*.py")):
+    for file in [*sorted((root / "vae").glob("*.py")), root / "checkpoint" / "vae_names.py"]:
         assert changed(file) == {"transform"}, file
     assert changed(root / "conditioning" / "images.py") == {"transform"}
     assert changed(tmp_path / "latent_cache.py") == {"transform", "text"}
@@ -140,6 +141,31 @@ def test_the_code_is_part_of_the_key(tmp_path: Path, monkeypatch: pytest.MonkeyP
         )
         assert {name for name, function in versions.items() if function() != before[name]} == kinds
         monkeypatch.setattr(cache_keys, "version", real)
+
+
+# What sources of the keys import, and what decides no entry all the same.
+NO_SOURCES = {
+    *("errors", "parallel", "platform", "config", "checkpoint.reading", "conditioning.conditioner"),
+    *(
+        f"data.{name}"
+        for name in ("checking", "once", "records", "cache_filling", "cache_keys", "cache_store", "cached")
+    ),
+}
+
+
+def test_what_the_sources_import_is_a_source_or_known_to_decide_nothing() -> None:
+    """Invariant: a module that is split off one of them is not forgotten."""
+    patterns = (*cache_keys.CLIP_SOURCES, *cache_keys.TEXT_SOURCES)
+    files = {file for pattern in patterns for file in cache_keys.ROOT.glob(pattern)}
+    known = {file.relative_to(cache_keys.ROOT).with_suffix("").as_posix().replace("/", ".") for file in files}
+    known |= {f"cogvideox.{name}" for name in NO_SOURCES} | {"cogvideox.vae"}
+    imported = {
+        node.module
+        for file in files
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("cogvideox")
+    }
+    assert imported <= known, "name these in cache_keys.CLIP_SOURCES or TEXT_SOURCES, or here"
 
 
 def test_versions_are_in_the_keys(monkeypatch: pytest.MonkeyPatch) -> None:

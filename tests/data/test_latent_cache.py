@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import shutil
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +19,8 @@ import torch
 import latent_cache
 from cogvideox.data.cache_keys import DigestMemo
 from cogvideox.data.cache_store import CacheStore
+from cogvideox.data.reading import UnreadableVideo
+from cogvideox.errors import UserError
 from data_video import SFTDataset
 from latent_cache import encoders_of
 
@@ -104,3 +110,43 @@ def test_what_need_not_be_loaded_is_named_with_its_size(
         f"{tmp_path / 'cache'}: all 6 clips and 6 captions are there; "
         "the VAE (3.2 MB of weights) and the text encoder (1.4 GB) are not loaded for them"
     )
+
+
+@contextmanager
+def stand_in(node: dict[str, Any], dtype: torch.dtype) -> Iterator[Any]:
+    """For both encoders: a posterior of the clip's own values, an embedding of the caption's length."""
+    if node["target"] == "VAE":
+        yield SimpleNamespace(posterior=lambda x: SimpleNamespace(mean=x, logvar=-x))
+    else:
+        yield lambda texts: [torch.full((1, 1), float(len(text))) for text in texts]
+
+
+def created(folder: Path, base: SFTDataset, workers: int) -> Any:
+    args = argparse.Namespace(cache=str(folder / "cache"), cache_variants=1, num_workers=workers, quarantine=None)
+    args.model_config = config_of(ASSETS / "vae" / "3d-vae.pt")
+    return latent_cache.cached(lambda path, args: base, torch.float32)("clips", args)
+
+
+def test_what_does_not_decode_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Golden values: all entries but that of one clip, whose every read fails."""
+    monkeypatch.setattr(latent_cache, "built", stand_in)
+    base = SFTDataset(str(ASSETS / "clips"), (32, 48), fps=8, max_num_frames=5)
+    read = base.read
+
+    def failing(index: int, choices: Any) -> Any:
+        if index == 2:
+            raise UnreadableVideo("is damaged")
+        return read(index, choices)
+
+    base.read = failing  # type: ignore[method-assign]
+    clips = created(tmp_path, base, workers=0)
+    there = [each.index for each in clips.wanted() if each.key in clips.store]
+    assert there == [0, 1, 3, 4, 5] and all(key in clips.store for key in clips.captions())
+
+
+def test_a_reading_process_that_is_killed_is_a_mistake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(latent_cache, "built", stand_in)
+    base = SFTDataset(str(ASSETS / "clips"), (32, 48), fps=8, max_num_frames=5)
+    base.read = lambda index, choices: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore
+    with pytest.raises(UserError, match="a process that reads clips has died .*--num-workers"):
+        created(tmp_path, base, workers=1)
