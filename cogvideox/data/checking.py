@@ -59,9 +59,10 @@ def answer_all(
     """`ask(item)` for every item, in threads; answers in the order of `items`. What `ask` raises is raised here.
 
     Where a thread waits for one answer longer than `stall_s`, another takes its place, and the rest goes on; the more
-    hang, the sooner. Its answer still counts as long as others come. What hangs is given up when nothing else is left
-    to wait for and no answer has come for `stall_s`. UserError: too many hang (MOST_UNANSWERED, MOST_HANGING). The
-    threads are daemons, so that one that hangs in a dead file system does not hold up the exit.
+    hang, the sooner, but not sooner than slow answers come. Its answer still counts as long as others come. What hangs
+    is given up when nothing else is left to wait for and no answer has come for `stall_s`. UserError: none has, and too
+    many hang (MOST_UNANSWERED, MOST_HANGING). The threads are daemons, so that one that hangs in a dead file system
+    does not hold up the exit.
     """
     return _Asking(ask, items, threads, stall_s).all_answers(doing)
 
@@ -72,10 +73,11 @@ class _Asking(Generic[Item, Answer]):
     def __init__(self, ask: Callable[[Item], Answer], items: Sequence[Item], threads: int, stall_s: float) -> None:
         self._ask, self._items, self._threads, self._stall_s = ask, items, threads, stall_s
         self._positions = itertools.count()
-        self._finished: queue.SimpleQueue[tuple[int, Answer] | Exception] = queue.SimpleQueue()
+        self._finished: queue.SimpleQueue[tuple[int, Answer, float] | Exception] = queue.SimpleQueue()
         self._answers: dict[int, Answer] = {}
         self._asked_at: dict[int, float] = {}  # of the items without an answer, that are asked about
         self._hanging: set[int] = set()  # those of them whose thread was replaced
+        self._slow_s = 0.0  # how long slow answers take, of late
 
     def all_answers(self, doing: str) -> list[Answer | Unanswered[Item]]:
         for _ in range(min(self._threads, len(self._items))):
@@ -92,6 +94,8 @@ class _Asking(Generic[Item, Answer]):
                 continue
             looked_at = now
             self._replace_hanging(now)
+            if now - answered_at >= self._stall_s:
+                self._refuse_too_many()
             if self._is_at_the_end() and now - max([answered_at, *self._asked_at.values()]) >= self._stall_s:
                 break
         if self._hanging:
@@ -106,24 +110,27 @@ class _Asking(Generic[Item, Answer]):
             while (position := next(self._positions)) < len(self._items):
                 self._asked_at[position] = time.monotonic()
                 answer = self._ask(self._items[position])
-                del self._asked_at[position]
+                took_s = time.monotonic() - self._asked_at.pop(position)
                 is_replaced = position in self._hanging
-                self._finished.put((position, answer))
+                self._finished.put((position, answer, took_s))
                 if is_replaced:
                     return
         except Exception as error:
             self._finished.put(error)
 
-    def _take(self, result: tuple[int, Answer] | Exception) -> None:
+    def _take(self, result: tuple[int, Answer, float] | Exception) -> None:
         if isinstance(result, Exception):
             raise result
-        position, answer = result
+        position, answer, took_s = result
+        self._slow_s = max(took_s, 0.99 * self._slow_s)
         self._answers[position] = answer
         self._hanging.discard(position)
 
     def _replace_hanging(self, now: float) -> None:
         """Start a thread for each one that has waited too long."""
         patience_s = self._stall_s * max(SHORTEST_PATIENCE, 0.5 ** (len(self._hanging) // self._threads))
+        # Where storage is slow and not dead, more threads would only make it slower.
+        patience_s = max(patience_s, 2 * self._slow_s)
         late = [
             position
             for position, since in self._asked_at.copy().items()
@@ -135,14 +142,17 @@ class _Asking(Generic[Item, Answer]):
             text = "%s: no answer from the storage for %g s; going on with the others"
             _logger.warning(text, self._items[late[0]], patience_s)
         self._hanging.update(late)
+        if len(self._hanging) <= MOST_HANGING:
+            for _ in late:
+                self._start_thread()
+
+    def _refuse_too_many(self) -> None:
         if len(self._hanging) > min(MOST_HANGING, MOST_UNANSWERED * len(self._items)):
             raise UserError(
                 f"the storage gives no answer about {len(self._hanging)} of {len(self._items)} files, "
                 f"{self._items[min(self._hanging)]} among them: "
                 "see whether it can be reached, or take these files out of the data"
             )
-        for _ in late:
-            self._start_thread()
 
     def _is_at_the_end(self) -> bool:
         return len(self._answers) + len(self._hanging) == len(self._items)

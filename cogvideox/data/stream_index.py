@@ -16,7 +16,7 @@ from cogvideox.data.tars import NOTHING, ShardReader, TarIndex
 
 VIDEO_MEMBERS = [suffix.removeprefix(".") for suffix in VIDEO_SUFFIXES]
 STALL_S = 3600.0
-"""Without any shard read to its end for so long, the rest counts as not readable."""
+"""A shard that is not read to its end in so long hangs (`answer_all`)."""
 
 
 @dataclass(frozen=True)

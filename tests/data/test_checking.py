@@ -80,6 +80,28 @@ def test_storage_that_hangs_as_a_whole_is_an_error() -> None:
         hanging(6, of=6, stall_s=0.1)
 
 
+def test_slow_storage_is_not_asked_by_more_threads() -> None:
+    """Identity: beside 16 that hang, the waits are no shorter than what an answer takes: four ask, as at first."""
+    never, lock, at_once, most = threading.Event(), threading.Lock(), 0, 0
+
+    def ask(number: int) -> int:
+        nonlocal at_once, most
+        if 8 <= number < 24:
+            never.wait()
+            return number
+        with lock:
+            at_once += 1
+            most = max(most, at_once)
+        time.sleep(0.05)
+        with lock:
+            at_once -= 1
+        return number
+
+    answers = answer_all(ask, range(88), threads=4, stall_s=0.3)
+    never.set()
+    assert answers[24:] == list(range(24, 88)) and most <= 6
+
+
 def test_late_answers_count_while_others_come() -> None:
     """Identity: a thread that was replaced and comes back after all has answered."""
     others = threading.Event()
