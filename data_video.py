@@ -81,7 +81,6 @@ class SFTDataset(DrawnDataset):
         self.data_dir, self.format = Path(data_dir), format
         self.fps, self.skip_frames = fps, int(skip_frms_num)
         self.max_pad_fraction = max_pad_fraction
-        self.allow_missing_captions = allow_missing_captions
         self.window, self.crop, self.flip_probability = window, crop, flip_probability
         self.read_timeout_s = read_timeout_s
         listed = read_quarantine(quarantine, self.data_dir)

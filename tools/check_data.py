@@ -156,7 +156,7 @@ def examine_all(records: Sequence[Record], pictures: dict[int, Path], wanted: Wa
     with tqdm(total=len(files), unit="file") as bar:
         for place, answer in answers:
             if isinstance(answer, Lost):
-                answer = unanswered(files[place], OF_LOST[answer.kind], answer.reason)
+                answer = unanswered(files[place], OF_LOST[answer.kind], answer.reason, wanted)
             entries.update(answer)
             bad += sum(entry.is_bad for _, entry in answer)
             bar.set_postfix(bad=bad, refresh=False)

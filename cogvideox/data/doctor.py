@@ -60,9 +60,11 @@ def _decoded(path: Path, alive: Callable[[], None]) -> WholeVideo | str:
         return str(error)
 
 
-def unanswered(file: File, kind: str, reason: str) -> list[tuple[int, Entry]]:
+def unanswered(file: File, kind: str, reason: str, wanted: Wanted) -> list[tuple[int, Entry]]:
     """As `examine`, for a file that could not be examined."""
-    return [(place, replace(_blank(record), kind=kind, reason=reason)) for place, record, _ in file.clips]
+    lost = LeftOut(file.path, kind, reason)
+    found = [(place, record, chosen_out(record, wanted) or lost) for place, record, _ in file.clips]
+    return [(place, replace(_blank(record), kind=each.kind, reason=each.reason)) for place, record, each in found]
 
 
 def _blank(record: Record) -> Entry:

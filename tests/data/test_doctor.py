@@ -10,9 +10,13 @@ import av
 import numpy as np
 import pytest
 
+from cogvideox.data.clips import ClipSize
+from cogvideox.data.doctor import files_of, unanswered
+from cogvideox.data.judging import Wanted
 from cogvideox.data.ledger import Entry, is_quarantine_list, with_duplicates, with_remarks, write_quarantine
 from cogvideox.data.processes import Lost, in_processes
 from cogvideox.data.reading import UnreadableVideo
+from cogvideox.data.records import Record
 from cogvideox.data.whole import decode_whole
 from tests.data.jobs import work_or_not
 from tests.data.painted import even_times, write_painted
@@ -33,6 +37,18 @@ def test_a_crash_and_a_hang_cost_one_job_each() -> None:
     assert "SIGSEGV" in lost[1].reason and "3 s" in lost[3].reason and "ValueError: no" in lost[4].reason
     (crashed, _), (answered, answer) = in_processes(work_or_not, ["crash", "a"], workers=1, stall_s=3.0)
     assert (crashed, answered, answer) == (0, 1, [])
+
+
+def test_a_file_that_crashes_its_reader_is_bad_for_what_is_wanted_of_it() -> None:
+    """Golden values: of two parts of a file, the one of weight 0 stays left out by choice."""
+    parts = [Record(Path("/a.mp4"), name, "text", weight=weight) for name, weight in (("a", 1.0), ("b", 0.0))]
+    wanted = Wanted((ClipSize(9, 64, 96),), 8, 0, 0.5, False, 1.0)
+    (file,) = files_of(parts, {})
+    entries = [entry for _, entry in unanswered(file, "crash the reader", "SIGSEGV", wanted)]
+    assert [(each.name, each.kind, each.is_bad) for each in entries] == [
+        ("a", "crash the reader", True),
+        ("b", "without weight", False),
+    ]
 
 
 def write_plain(path: Path, frames: list[np.ndarray]) -> None:
