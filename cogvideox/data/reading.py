@@ -78,6 +78,8 @@ def open_video(video: Video) -> Iterator[tuple[InputContainer, VideoStream]]:
             stream = container.streams.best("video")
             if not isinstance(stream, VideoStream) or stream.time_base is None:
                 raise UnreadableVideo("has no video stream")
+            if stream.codec_context is None:
+                raise UnreadableVideo("is encoded in a way that FFmpeg does not know, or encrypted")
             stream.codec_context.thread_type = "FRAME"
             stream.codec_context.thread_count = DECODER_THREADS
             yield container, stream

@@ -215,6 +215,16 @@ def test_many_parts_of_a_video_are_one_look_at_it(tmp_path: Path, monkeypatch: p
         look_at_record(records[0], 1)
 
 
+def test_an_unknown_codec_is_told(tmp_path: Path) -> None:
+    write_painted(tmp_path / "clip.mp4", even_times(25, 60))
+    content = (tmp_path / "clip.mp4").read_bytes()
+    assert content.count(b"avc1") >= 1
+    at = content.index(b"avc1", content.index(b"stsd"))
+    unknown = content[:at] + b"zzzz" + content[at + 4 :]
+    with pytest.raises(UnreadableVideo, match="does not know, or encrypted"):
+        usable_span(unknown, 3)
+
+
 LISTS = {
     "concat": "ffconcat version 1.0\nfile {0}\n",
     "hls": "#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\n{0}\n#EXT-X-ENDLIST\n",
