@@ -83,15 +83,14 @@ class SFTDataset(DrawnDataset):
         self.max_pad_fraction = max_pad_fraction
         self.window, self.crop, self.flip_probability = window, crop, flip_probability
         self.read_timeout_s = read_timeout_s
-        listed = read_quarantine(quarantine, self.data_dir)
-        self._wanted = Wanted(
-            tuple(self.sizes), fps, self.skip_frames, max_pad_fraction, allow_missing_captions, read_timeout_s, listed
+        wanted = Wanted(
+            tuple(self.sizes), fps, self.skip_frames, max_pad_fraction, allow_missing_captions, read_timeout_s
         )
         self.clips: list[Clip]
         self.left_out: list[LeftOut]
         # One rank looks, so that all train on the same clips whatever a storage answers to the others. That may take
         # longer than a GPU collective waits.
-        self.clips, self.left_out = parallel.current().host.on_first(self._look_at_all)
+        self.clips, self.left_out = parallel.current().host.on_first(lambda: self._look_at_all(wanted, quarantine))
         self._least_weight = min(clip.record.weight for clip in self.clips)
         self._reads = PatientReads()
 
@@ -181,11 +180,15 @@ class SFTDataset(DrawnDataset):
         mp4 = to_clip(frames, self.sizes[clip.bucket].frames)
         return {"mp4": mp4, "txt": clip.caption, "num_frames": clip.frame_count, "fps": self.fps}
 
-    def _look_at_all(self) -> tuple[list[Clip], list[LeftOut]]:
+    def _look_at_all(self, wanted: Wanted, quarantine: str | None) -> tuple[list[Clip], list[LeftOut]]:
         records = find_records(self.data_dir, self.format)
+        wanted = replace(wanted, quarantine=read_quarantine(quarantine, self.data_dir))
+        if strays := wanted.quarantine.without_a_clip(records):
+            text = "%s: %d names in the quarantine list are of no clip here: %s"
+            _logger.warning(text, self.data_dir, len(strays), ", ".join(strays[:3]) + (", …" if strays[3:] else ""))
         clips: list[Clip] = []
         left_out: list[LeftOut] = []
-        for answer in answer_all(partial(judge, wanted=self._wanted), records):
+        for answer in answer_all(partial(judge, wanted=wanted), records):
             if isinstance(answer, Clip):
                 clips.append(answer)
             elif isinstance(answer, LeftOut):

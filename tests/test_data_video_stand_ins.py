@@ -119,6 +119,7 @@ def test_a_list_of_one_folder_leaves_others_alone(tmp_path: Path, caplog: pytest
 
     listed.write_text(f"# data: {tmp_path}/one\n{names}")
     assert (used("one"), used("two")) == ("bc", "ac") and "not there" not in caplog.text
+    assert caplog.text.count(f"its names leave out nothing of {tmp_path}/two") == 1
     listed.write_text(names)
     assert (used("one"), used("two")) == ("bc", "c")
     listed.write_text(f"# data: {tmp_path}/gone\n{names}")

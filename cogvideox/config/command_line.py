@@ -119,6 +119,8 @@ def _help(flag: Flag) -> str:
 
 def _from_text(text: Any, annotation: Any) -> Any:
     if isinstance(text, list):
+        if [each.lower() for each in text] in (["none"], ["null"]) and type(None) in _options(annotation):
+            return None
         (item,) = next(typing.get_args(option) for option in _options(annotation) if typing.get_origin(option) is list)
         return [_from_text(each, item) for each in text]
     if text.lower() in ("none", "null") and type(None) in _options(annotation):

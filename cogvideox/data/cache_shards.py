@@ -72,6 +72,7 @@ def write_shard(folder: Path, entries: Mapping[str, Mapping[str, Tensor]]) -> Sh
         described = {key: _described(written[key], tensors) for key, tensors in entries.items()}
         text = json.dumps({"format": FORMAT, "file_bytes": file_bytes, "entries": described})
         parts[1].write_text(text, encoding="utf-8")
+        parts[0].chmod(parts[1].stat().st_mode & 0o777)  # safetensors lets no other user read what it writes
         for part, final in zip(parts, (data, index), strict=True):
             sync(part)
             part.rename(final)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +29,11 @@ class Quarantine:
             {record.name, str(record.path), str(record.path.resolve())}
         )
 
+    def without_a_clip(self, records: Iterable[Record]) -> list[str]:
+        """The names, of those that are no paths, that are of none of `records`."""
+        names = {entry for entry in self.entries if not os.path.isabs(entry)}
+        return sorted(names.difference(record.name for record in records)) if names else []
+
 
 def read_quarantine(path: str | None, data: Path | None = None) -> Quarantine:
     """The list in `path`: a file a line, what follows a tab and lines that begin with # are left out. UserError.
@@ -51,6 +57,7 @@ def read_quarantine(path: str | None, data: Path | None = None) -> Quarantine:
         text = "%s is of %s, which is not there: its names count in all data; mend its line '%s' if that is wrong"
         _logger.warning(text, path, folder, DATA_LINE.strip())
     elif folder is not None and not _is_in(folder, data):
+        _logger.warning("%s is of %s: its names leave out nothing of %s", path, folder, data)
         names = frozenset(name for name in names if os.path.isabs(name))
     return Quarantine(names)
 

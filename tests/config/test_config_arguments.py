@@ -107,6 +107,10 @@ def test_ranks_come_from_the_environment(run: Run, monkeypatch: pytest.MonkeyPat
     assert (args.rank, args.world_size, args.local_rank, args.model_parallel_size) == (3, 4, 0, 2)
 
 
+def test_a_list_can_be_none(run: Run) -> None:
+    assert run("--valid-data", "null").valid_data is None
+
+
 def test_the_merged_config_says_everything_again(run: Run, place: Path) -> None:
     args = run("--lr", "3e-4", "--train-iters", "7", "model.network_config.params.num_layers=2")
     written = place / "training_config.yaml"

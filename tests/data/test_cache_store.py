@@ -74,6 +74,17 @@ def test_what_is_put_is_found_to_the_bit(tmp_path: Path) -> None:
     assert store.bytes_used == sum(path.stat().st_size for path in store.folder.glob("*.safetensors"))
 
 
+def test_others_may_read_what_the_umask_lets_them(tmp_path: Path) -> None:
+    """Golden values: jobs of several users share a cache."""
+    before = os.umask(0o027)
+    try:
+        filled(tmp_path, 1)
+    finally:
+        os.umask(before)
+    modes = {path.suffix: path.stat().st_mode & 0o777 for path in tmp_path.iterdir() if path.suffix != ".jsonl"}
+    assert modes == {".safetensors": 0o640, ".json": 0o640}
+
+
 def test_neither_what_was_put_nor_what_was_found_is_shared(tmp_path: Path) -> None:
     store, given = CacheStore(tmp_path), content(1)
     store.put(key(1), given)
