@@ -124,3 +124,14 @@ def test_a_list_of_one_folder_leaves_others_alone(tmp_path: Path, caplog: pytest
     assert (used("one"), used("two")) == ("bc", "c")
     listed.write_text(f"# data: {tmp_path}/gone\n{names}")
     assert used("two") == "c" and f"{tmp_path}/gone, which is not there" in caplog.text
+
+
+def test_names_of_no_clip_in_a_list_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name in "ab":
+        add_clip(tmp_path, name)
+    listed = tmp_path / "bad.txt"
+    for text, strays in (("videos/a.mp4\n/elsewhere/c.mp4\n", 0), ("videos/a.mp4\nclips/nonsense.mp4\n", 1)):
+        listed.write_text(text)
+        caplog.clear()
+        assert len(SFTDataset(str(tmp_path), SIZE, 8, 9, quarantine=str(listed)).clips) == 1
+        assert caplog.text.count("are of no clip here: clips/nonsense.mp4") == strays
