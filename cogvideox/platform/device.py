@@ -6,6 +6,7 @@ import resource
 import sys
 import time
 from contextlib import AbstractContextManager
+from pathlib import Path
 
 import torch
 
@@ -65,8 +66,12 @@ def peak_memory_bytes() -> int:
     """Peak bytes allocated on the GPU since the last reset, or the process's peak resident set on a CPU."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+    try:  # Linux's getrusage counts what the process was before it became this program: a fork of its parent
+        status = Path("/proc/self/status").read_text(encoding="ascii")
+        return int(status.partition("VmHWM:")[2].split()[0]) * 1024
+    except (OSError, IndexError, ValueError):
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else peak * 1024
 
 
 def autocast(dtype: torch.dtype | None) -> AbstractContextManager[object]:
