@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import av
 import pytest
 import torch
 from torch.utils.data import DataLoader
@@ -17,7 +16,7 @@ from cogvideox.data.order import Draw
 from cogvideox.errors import UserError
 from cogvideox.parallel import Group, Groups, install
 from data_video import SFTDataset, VideoDataset
-from tests.data.painted import even_times, write_painted
+from tests.data.painted import damage_packets, even_times, write_painted
 from tests.data.shard_files import sample as in_shard
 from tests.data.shard_files import write_tar
 from tests.test_data_video import SIZE, add_clip, numbers
@@ -25,12 +24,7 @@ from tests.test_data_video import SIZE, add_clip, numbers
 
 def damage_middle(path: Path) -> None:
     """Spoil some pictures of a clip, so that samples from its beginning decode, and those from its middle do not."""
-    with av.open(str(path)) as container:
-        packets = [(each.pos, each.size) for each in container.demux(video=0) if each.size]
-    content = bytearray(path.read_bytes())
-    for position, size in packets[44:48]:
-        content[position + 5 : position + size] = bytes(255 - byte for byte in content[position + 5 : position + size])
-    path.write_bytes(content)
+    damage_packets(path, slice(44, 48))
 
 
 def test_stand_ins_are_the_same_whatever_the_workers_read_before(tmp_path: Path) -> None:

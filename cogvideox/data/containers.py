@@ -13,8 +13,8 @@ OPEN_OPTIONS = {
 }
 
 HEADER_BYTES, WIDE_HEADER_BYTES = 8, 16
-INDEX, MEDIA = b"moov", b"mdat"
-BOXES = frozenset({b"ftyp", INDEX, MEDIA, b"free", b"skip", b"wide", b"uuid", b"moof", b"styp", b"sidx"})
+INDEX = b"moov"
+BOXES = frozenset({b"ftyp", INDEX, b"mdat", b"free", b"skip", b"wide", b"uuid", b"moof", b"styp", b"sidx"})
 
 
 def fault_of_boxes(video: Path | bytes) -> str | None:
@@ -34,14 +34,11 @@ def fault_of_boxes(video: Path | bytes) -> str | None:
             elif length == 0:  # to the end of the file
                 length = size - place
             if kind not in BOXES or length < HEADER_BYTES:
-                return None if not kinds or INDEX in kinds else _WITHOUT_INDEX
+                break
             kinds.add(kind)
             place += length
     if not kinds or INDEX in kinds and place <= size:
         return None
     if place > size:
         return f"is truncated ({size:,} bytes; the box {kind.decode()} ends at {place:,})"
-    return _WITHOUT_INDEX
-
-
-_WITHOUT_INDEX = "has no index (no moov box): it was cut off, or never finished"
+    return "has no index (no moov box): it was cut off, or never finished"

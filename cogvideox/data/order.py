@@ -161,8 +161,10 @@ S = TypeVar("S", bound=Steps)
 class StepBatches(Generic[S]):
     """This rank's part of every step of `order`, as a DataLoader's batch sampler: without end, from `start` on."""
 
-    def __init__(self, order: S, batch_size: int, rank: int) -> None:
+    def __init__(self, order: S, batch_size: int, rank: int, digest: str) -> None:
+        """`digest`: of the data, as `digest_of` gives it."""
         self.order, self.batch_size, self.rank = order, batch_size, rank
+        self._digest = digest
         self.start = 0  # the step to begin with
         self._steps_before = 0  # steps of the run before the order's step 0
 
@@ -177,11 +179,26 @@ class StepBatches(Generic[S]):
             yield self.batch(number)
             number += 1
 
+    def restore(self, state: Mapping[str, Any]) -> bool:
+        """Go on after what `state` says was taken. False if it was saved of other data: then only its steps count."""
+        if state.get("data") != self._digest:
+            self.start = state["steps"]
+            return False
+        self._go_on_after(state)
+        return True
 
-def digest_of(kind: str, settings: Sequence[int], columns: Sequence[Numbers], names: Iterable[str]) -> str:
-    """What tells the data of an order from other data: each sample's name and numbers, and what it is shuffled by."""
+    def _go_on_after(self, state: Mapping[str, Any]) -> None:
+        raise NotImplementedError
+
+
+def digest_of(
+    kind: str, settings: Sequence[int], numbers: Numbers, counts: Numbers | None, names: Iterable[str]
+) -> str:
+    """What tells the data of an order from other data: each sample's name, number and count (None: 1 each), and what it
+    is shuffled by.
+    """
     digest = hashlib.sha256(f"{kind} {list(settings)}".encode())
-    for column in columns:
+    for column in (numbers, np.ones(len(numbers)) if counts is None else counts):
         digest.update(np.asarray(column, dtype=np.int64).tobytes())
     for name in names:
         digest.update(f"\0{name}".encode("utf-8", "surrogateescape"))
@@ -202,10 +219,9 @@ class RankBatches(StepBatches[Order]):
         counts: Numbers | None = None,
         names: Iterable[str] = (),
     ) -> None:
-        super().__init__(Order(bucket_of, batch_size * ranks, seed, counts=counts), batch_size, rank)
+        digest = digest_of("samples", [seed], bucket_of, counts, names)
+        super().__init__(Order(bucket_of, batch_size * ranks, seed, counts=counts), batch_size, rank, digest)
         self._bucket_of, self._counts = bucket_of, counts
-        times = np.ones(len(bucket_of)) if counts is None else counts
-        self._digest = digest_of("samples", [seed], [bucket_of, times], names)
 
     def state(self, steps: int) -> dict[str, Any]:
         """What to save after `steps` steps of the run, to go on from there on any number of ranks."""
@@ -218,14 +234,9 @@ class RankBatches(StepBatches[Order]):
             "taken": self.order.taken(steps - self._steps_before),
         }
 
-    def restore(self, state: Mapping[str, Any]) -> bool:
-        """Go on after what `state` says was taken. False if it was saved of other data: then only its steps count."""
-        if state.get("data") != self._digest:
-            self.start = state["steps"]
-            return False
+    def _go_on_after(self, state: Mapping[str, Any]) -> None:
         is_same = state["per_step"] == self.order.per_step
         taken = state["taken_before"] if is_same else state["taken"]
         self._steps_before = state["steps_before"] if is_same else state["steps"]
         self.order = Order(self._bucket_of, self.order.per_step, self.order.seed, taken, self._counts)
         self.start = state["steps"] - self._steps_before
-        return True

@@ -86,24 +86,19 @@ class StreamBatches(StepBatches[StreamOrder]):
         counts: Numbers | None = None,
         names: Iterable[str] = (),
     ) -> None:
-        super().__init__(StreamOrder(shard_of, window, batch_size * ranks, seed, counts=counts), batch_size, rank)
+        digest = digest_of("shards", [seed, window], shard_of, counts, names)
+        order = StreamOrder(shard_of, window, batch_size * ranks, seed, counts=counts)
+        super().__init__(order, batch_size, rank, digest)
         self._shard_of, self._counts = shard_of, counts
-        times = np.ones(len(shard_of)) if counts is None else counts
-        self._digest = digest_of("shards", [seed, window], [shard_of, times], names)
 
     def state(self, steps: int) -> dict[str, Any]:
         """What to save after `steps` steps of the run: the epoch and how many samples of it all ranks were given."""
         epoch, given = divmod(self.order.given_after(steps - self._steps_before), self.order.samples)
         return {"data": self._digest, "steps": steps, "epoch": epoch, "given": given}
 
-    def restore(self, state: Mapping[str, Any]) -> bool:
-        """Go on after what `state` says was given. False if it was saved of other data: then only its steps count."""
-        if state.get("data") != self._digest:
-            self.start = state["steps"]
-            return False
+    def _go_on_after(self, state: Mapping[str, Any]) -> None:
         order = self.order
         given = state["epoch"] * order.samples + state["given"]
         self._steps_before = state["steps"]
         self.order = StreamOrder(self._shard_of, order.window, order.per_step, order.seed, given, self._counts)
         self.start = 0
-        return True

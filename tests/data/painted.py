@@ -62,3 +62,13 @@ def write_painted(
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
     return [tick / TICKS_PER_S for tick in ticks]
+
+
+def damage_packets(path: Path, which: slice) -> None:
+    """Spoil the bytes inside `which` of a video's packets, so that the index and all other pictures stay whole."""
+    with av.open(str(path)) as container:
+        packets = [(each.pos, each.size) for each in container.demux(video=0) if each.size]
+    content = bytearray(path.read_bytes())
+    for position, size in packets[which]:
+        content[position + 5 : position + size] = bytes(255 - byte for byte in content[position + 5 : position + size])
+    path.write_bytes(content)

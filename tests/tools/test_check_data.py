@@ -22,7 +22,7 @@ from PIL import Image
 from cogvideox.data.ledger import QUARANTINE_HEADER
 from cogvideox.errors import UserError
 from data_video import SFTDataset
-from tests.data.painted import even_times, write_painted
+from tests.data.painted import damage_packets, even_times, write_painted
 from tools.check_data import default_out, main, pictures_of, share_of
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -54,12 +54,7 @@ def truncate(path: Path) -> None:
 
 def damage_middle(path: Path) -> None:
     """Bytes inside the middle packets, so that the index, the beginning and the end stay whole."""
-    with av.open(str(path)) as container:
-        packets = [(each.pos, each.size) for each in container.demux(video=0) if each.size]
-    content = bytearray(path.read_bytes())
-    for position, size in packets[18:22]:
-        content[position + 5 : position + size] = bytes(255 - byte for byte in content[position + 5 : position + size])
-    path.write_bytes(content)
+    damage_packets(path, slice(18, 22))
 
 
 def write_sound(path: Path) -> None:
