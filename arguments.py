@@ -28,6 +28,7 @@ from cogvideox.config.settings import DEFAULT, MISSING, Settings
 from cogvideox.config.sizes import check_sizes
 from cogvideox.config.split import check_split
 from cogvideox.config.targets import allowed_modules
+from cogvideox.config.trust import check_trust
 from cogvideox.config.validate import Validator
 
 DEFAULT_TRAIN_ITERS = 10_000
@@ -55,6 +56,7 @@ def get_args(args_list: Sequence[str] | None = None) -> argparse.Namespace:
     validator = Validator(settings)
     validator.run()
     found = [
+        *check_trust(settings),
         *validator.problems,
         *check_mode(settings),
         *check_paths(settings),
@@ -111,7 +113,7 @@ def _merge_deepspeed_json(settings: Settings, line: CommandLine, problems: list[
         return
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         problems.append(Problem(line.sources["deepspeed_config"], "", f"cannot be read ({error})", "give a JSON file"))
         return
     overrides = [key for key in settings.history if settings.is_from_command_line(key)]

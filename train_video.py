@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from arguments import get_args, initialize_distributed
 from cogvideox.config.launchers import map_launcher_variables, tell_once
-from cogvideox.errors import UserError
+from cogvideox.errors import UserError, config_without_credentials
 
 if TYPE_CHECKING:
     import torch
@@ -94,9 +94,13 @@ def save_training_config(args: argparse.Namespace) -> None:
     from omegaconf import OmegaConf
 
     path = Path(args.save) / "training_config.yaml"
-    if not path.exists():
+    if path.exists():
+        return
+    try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        OmegaConf.save(OmegaConf.create(args.merged_config), path)
+        OmegaConf.save(OmegaConf.create(config_without_credentials(args.merged_config)), path)
+    except OSError as error:
+        raise UserError(f"cannot write {path} ({error.strerror}): make room there, or choose another --save") from error
 
 
 def log_video(
@@ -131,7 +135,7 @@ def train(args: argparse.Namespace) -> None:
     """Everything after the arguments: groups, data class, SAT's loop."""
     import yaml
 
-    from cogvideox.config import resolve_target
+    from cogvideox.config import data_set_class
     from cogvideox.sat_bridge.bridge import bent
     from cogvideox.sat_bridge.building import training_dtype
     from cogvideox.telemetry.console import log_to_console
@@ -145,7 +149,7 @@ def train(args: argparse.Namespace) -> None:
         phases.enable()
     args.log_config = [yaml.safe_load(Path(base).read_text(encoding="utf-8")) for base in args.base]
     initialize_distributed(args)
-    data_class = resolve_target(args.data_config["target"])
+    data_class = data_set_class(args.data_config)
     create_dataset_function: Any = partial(data_class.create_dataset_function, **args.data_config["params"])
     if args.cache:
         from latent_cache import cached
@@ -169,7 +173,9 @@ def train(args: argparse.Namespace) -> None:
 
 
 def main(args_list: list[str] | None = None) -> int:
-    """Parse, then train; the exit status is 0, or 2 for a mistake in what was given, told without a traceback."""
+    """Parse, then train; the exit status is 0, 2 for a mistake in what was given, 1 for numbers that went wrong. Neither
+    has a traceback.
+    """
     map_launcher_variables(os.environ)
     # Before torch is loaded: threads that wait for each other sleep instead of spinning. No slower on an idle CPU, and
     # on one that others use too the difference between a slow step and a twenty times slower one.
@@ -187,7 +193,7 @@ def main(args_list: list[str] | None = None) -> int:
     except UserError as error:
         if distributed.first_to_say(str(error)):
             print(error, file=sys.stderr, flush=True)
-        return 2
+        return error.exit_status
     # Only here: after a failure this would wait for ranks that are busy elsewhere.
     distributed.shutdown()
     return 0

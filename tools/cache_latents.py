@@ -50,7 +50,7 @@ class Summary:
 
 def fill_cache(args: argparse.Namespace) -> Summary:
     """Encode what the data of `args` lack in `args.cache`, every rank its part. Raises UserError."""
-    from cogvideox.config import resolve_target
+    from cogvideox.config import data_set_class
     from cogvideox.data.cache_store import CacheStore
     from cogvideox.parallel import current
     from cogvideox.sat_bridge.building import training_dtype
@@ -60,7 +60,7 @@ def fill_cache(args: argparse.Namespace) -> Summary:
         raise UserError("no cache is named: give its folder as `--cache DIR`, and the same to train_video.py")
     started = time.monotonic()
     initialize_distributed(args)
-    data_class = resolve_target(args.data_config["target"])
+    data_class = data_set_class(args.data_config)
     create = cached(partial(data_class.create_dataset_function, **args.data_config["params"]), training_dtype(args))
     store = CacheStore(Path(args.cache))
     before, bytes_before = store.keys(), store.bytes_used

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import pickle
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from cogvideox.checkpoint.choosing import MODEL_FILES
+from cogvideox.checkpoint.pointers import read_latest
 from cogvideox.checkpoint.reading import read_state_dict
+from cogvideox.checkpoint.safe_loading import load_safely
 from cogvideox.errors import UserError
 
 
@@ -84,7 +84,7 @@ def checkpoint_folder(path: Path) -> Path | None:
     latest = path / "latest"
     if not latest.is_file():
         return path if path.is_dir() and any(path.glob(MODEL_FILES)) else None
-    name = latest.read_text(encoding="utf-8").strip()
+    name = read_latest(latest)
     if not any((path / name).glob(MODEL_FILES)):
         raise UserError(f"{latest} names {name!r}, but there is no {path / name}/mp_rank_00_model_states.pt")
     return path / name
@@ -119,8 +119,8 @@ def _no_averages(path: Path) -> UserError:
 def _base_of(file: Path) -> Path | None:
     """What our own checkpoints note beside the weights; others note nothing."""
     try:
-        content = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError):
+        content = load_safely(file, mmap=True)
+    except UserError:
         return None  # `read_state_dict` says what is wrong with it
     base = content.get("base_weights") if isinstance(content, dict) else None
     return Path(base) if isinstance(base, str) and content.get("adapters_only") else None

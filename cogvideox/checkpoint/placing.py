@@ -38,7 +38,7 @@ def placed(target: Path, layout: Layout, replace: bool, bytes_wanted: int) -> It
     stays. UserError, before the body runs: `target` exists and is not to be replaced, or is anything but what `layout`
     writes; there is not enough room. And at any time: it cannot be written.
     """
-    target = target.resolve()
+    target = Path(os.path.realpath(target))
     try:
         with _placed(target, layout, replace, bytes_wanted) as incomplete:
             yield incomplete

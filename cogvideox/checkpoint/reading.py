@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import pickle
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -18,6 +14,8 @@ from torch import Tensor, nn
 from cogvideox.checkpoint.adapters import peft_scale
 from cogvideox.checkpoint.first_bytes import fault_of_file
 from cogvideox.checkpoint.lora_names import is_peft, scaled_b
+from cogvideox.checkpoint.pointers import read_latest, read_shards
+from cogvideox.checkpoint.safe_loading import load_safely
 from cogvideox.errors import UserError
 
 PICKLE_SUFFIXES = (".pt", ".ckpt", ".bin", ".pth")
@@ -65,7 +63,7 @@ def _read_file(path: Path) -> dict[str, Tensor]:
 def _files_of_folder(folder: Path) -> list[Path]:
     latest = folder / "latest"
     if latest.is_file():
-        step = latest.read_text(encoding="utf-8").strip()
+        step = read_latest(latest)
         file = folder / step / "mp_rank_00_model_states.pt"
         if not file.is_file():
             raise UserError(f"{latest} names {step!r}, but there is no {file}")
@@ -104,10 +102,7 @@ def _refuse_part(file: Path) -> None:
 
 
 def _shards_of(index: Path) -> list[Path]:
-    try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise UserError(f"{index}: not an index of weight shards ({error!r})") from error
+    names = read_shards(index)
     missing = [name for name in names if not (index.parent / name).is_file()]
     if missing:
         raise UserError(f"{index} names shards that are not there: {_listed(missing)}")
@@ -143,15 +138,7 @@ def read_metadata(path: Path) -> dict[str, str]:
 
 def _read_torch(path: Path) -> dict[str, Tensor]:
     _refuse_other_files(path)
-    try:
-        # The format before torch 1.6, no zip archive, cannot be mapped into memory.
-        content = torch.load(path, map_location="cpu", mmap=zipfile.is_zipfile(path), weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise UserError(_needs_code(path, error)) from error
-    except Exception as error:  # a damaged file leads torch's reader anywhere
-        raise UserError(
-            f"{path}: not a readable torch file ({_first_line(error)}); copy or download it again"
-        ) from error
+    content = load_safely(path, mmap=True)
     return _counting_as_one(_tensors(content, path), path)
 
 
@@ -162,16 +149,6 @@ def _refuse_other_files(path: Path) -> None:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
     if fault:
         raise UserError(f"{path} {fault}. Get the file itself (`git lfs pull`, `hf download`, tools/fetch_weights.py)")
-
-
-def _needs_code(path: Path, error: Exception) -> str:
-    return (
-        f"{path}: refused, because reading it would run code from the file, or it is no torch file "
-        f"({_first_line(error)}). If you trust it, save its tensors alone once:\n"
-        f"  python -c \"import torch; s = torch.load({str(path)!r}, map_location='cpu', weights_only=False); "
-        f"s = s.get('state_dict', s.get('module', s)); "
-        f'torch.save({{k: v for k, v in s.items() if torch.is_tensor(v)}}, {str(path.with_suffix(".plain.pt"))!r})"'
-    )
 
 
 def _tensors(content: Any, path: Path) -> dict[str, Tensor]:
@@ -235,7 +212,3 @@ def _listed(names: Sequence[str]) -> str:
     """At most eight names, and how many more there are."""
     shown = ", ".join(names[:MAX_LISTED])
     return shown if len(names) <= MAX_LISTED else f"{shown}, and {len(names) - MAX_LISTED} more"
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

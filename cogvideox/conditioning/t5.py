@@ -8,12 +8,15 @@ from __future__ import annotations
 import contextlib
 import importlib
 import logging
+import pickle
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from cogvideox.checkpoint.safe_loading import load_safely
 from cogvideox.conditioning.conditioner import Embedder
 from cogvideox.conditioning.t5_files import T5Files, find_t5
 from cogvideox.errors import UserError
@@ -126,6 +129,8 @@ def load_encoder(files: T5Files, torch_dtype: str | None) -> Any:
                 ignore_mismatched_sizes=True,
                 output_loading_info=True,
             )
+    except pickle.UnpicklingError as error:
+        raise UserError(_refusal(files.encoder, error)) from error
     except (OSError, ValueError, SafetensorError) as error:
         raise UserError(f"the T5 encoder in {files.encoder} cannot be read ({error}): fetch it again") from error
     model, report = loaded
@@ -136,6 +141,16 @@ def load_encoder(files: T5Files, torch_dtype: str | None) -> Any:
             f"shape, {faults[0]} being the first: fetch it again"
         )
     return model
+
+
+def _refusal(folder: Path, error: Exception) -> str:
+    """Which of an encoder's .bin files asks for code, and how to convert it."""
+    for path in sorted(folder.glob("*.bin")):
+        try:
+            load_safely(path, mmap=True)
+        except UserError as refused:
+            return str(refused)
+    return f"the T5 encoder in {folder} cannot be read ({error}): fetch it again"
 
 
 def require(module: str, package: str) -> None:

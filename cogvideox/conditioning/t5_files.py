@@ -6,10 +6,12 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from cogvideox.checkpoint.pointers import read_shards
 from cogvideox.errors import UserError
 
 TOKENIZER_FILES = ("spiece.model", "tokenizer.json")
 WHOLE_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+ATTENTION = (None, "eager", "sdpa", "flash_attention_2")  # what transformers has itself
 WEIGHT_INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 
 # The text encoder is the same for all CogVideoX models; this repository's copy is the smallest download (float16).
@@ -43,6 +45,7 @@ def find_t5(model_dir: str, cache_dir: str | None = None) -> T5Files:
     lacks = _lacking(files)
     if lacks:
         raise _missing(model_dir, folder, "it lacks " + " and ".join(lacks))
+    _check_config(files.encoder / "config.json")
     return files
 
 
@@ -56,17 +59,25 @@ def _lacking(files: T5Files) -> list[str]:
     return lacks
 
 
+def _check_config(path: Path) -> None:
+    """transformers fetches and runs an attention kernel from the hub where a config names one."""
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        kernels = {key: value for key, value in config.items() if key.endswith("attn_implementation")}
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
+        raise UserError(f"the config {path} cannot be read ({error}): fetch it again") from error
+    for key, value in kernels.items():
+        if value not in ATTENTION:
+            raise UserError(f"{path}: {key} is {value!r}, which would be fetched and run: take that key out of the file")
+
+
 def _lacking_weights(folder: Path) -> list[str]:
     if any((folder / name).is_file() for name in WHOLE_WEIGHTS):
         return []
     for name in WEIGHT_INDEXES:
         index = folder / name
         if index.is_file():
-            try:
-                shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-            except (ValueError, KeyError, AttributeError) as error:
-                raise UserError(f"{index} is damaged ({error}): fetch it again") from error
-            return [str(folder / shard) for shard in sorted(shards) if not (folder / shard).is_file()]
+            return [str(folder / shard) for shard in read_shards(index) if not (folder / shard).is_file()]
     return [f"the weights ({', '.join(WHOLE_WEIGHTS + WEIGHT_INDEXES[:1])} in {folder})"]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,10 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from cogvideox.config.bounds import fault_of_tree, read_limited
 from cogvideox.config.nearest import nearest
 from cogvideox.config.report import Problem
+from cogvideox.config.secrets import guard_environment
 from cogvideox.config.settings import COMMAND_LINE, Settings, leaves
 from cogvideox.config.static_signature import REPOSITORY
 
@@ -28,6 +31,7 @@ def load_settings(files: Sequence[str], overrides: Sequence[str], problems: list
 
 def resolve_interpolations(settings: Settings, problems: list[Problem]) -> None:
     """Replace every `${…}`: `${oc.env:NAME,default}` is of the environment, `${repo}` this repository's folder."""
+    guard_environment()
     config = OmegaConf.create({**settings.tree, "repo": str(REPOSITORY)})
     for key, value in list(leaves(settings.tree)):
         if not (isinstance(value, str) and "${" in value):
@@ -51,7 +55,7 @@ def parse_scalar(text: str) -> Any:
 
 def _add_file(settings: Settings, path: Path, chain: tuple[Path, ...], problems: list[Problem]) -> None:
     name = _shown(path)
-    if path.resolve() in chain:
+    if _real(path) in chain:
         route = " → ".join(_shown(each) for each in (*chain, path))
         problems.append(Problem(name, "extends", f"the files extend each other ({route})", "break the circle"))
         return
@@ -61,7 +65,7 @@ def _add_file(settings: Settings, path: Path, chain: tuple[Path, ...], problems:
         if not isinstance(parent, str):
             problems.append(Problem(name, "extends", f"{parent!r} is not a file name", "give one, or a list of them"))
             continue
-        _add_file(settings, path.parent / parent, (*chain, path.resolve()), problems)
+        _add_file(settings, path.parent / parent, (*chain, _real(path)), problems)
     settings.merge(content, {key: f"{name}:{line}" for key, line in lines.items()}, name)
 
 
@@ -70,8 +74,11 @@ def _read(path: Path, chain: tuple[Path, ...], problems: list[Problem]) -> tuple
     name = _shown(path)
     flag = f"extended by {_shown(chain[-1])}" if chain else "--base"
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_limited(path)
         root = yaml.compose(text, Loader=yaml.SafeLoader)
+        if fault := fault_of_tree(root):
+            problems.append(Problem(name, "", fault, "write it out, or split it into several files"))
+            return {}, {}
         if root is not None and not isinstance(root, yaml.MappingNode):
             problems.append(
                 Problem(name, "", "is not a mapping of keys", "start it with `args:`, `model:` or the like")
@@ -82,6 +89,8 @@ def _read(path: Path, chain: tuple[Path, ...], problems: list[Problem]) -> tuple
         problems.append(Problem(flag, "", f"there is no file {name}", _suggest_file(path)))
     except (OSError, UnicodeDecodeError) as error:
         problems.append(Problem(flag, "", f"{name} cannot be read ({error})", "give a readable UTF-8 YAML file"))
+    except RecursionError:
+        problems.append(Problem(name, "", "is nested too deep", "write it with fewer levels"))
     except yaml.MarkedYAMLError as error:
         mark, context = error.problem_mark or error.context_mark, error.context_mark
         where = f"{name}:{mark.line + 1}:{mark.column + 1}" if mark else name
@@ -149,9 +158,14 @@ def _bracketed(key: str) -> str:
     return "".join(f"[{part}]" if part.isdigit() else f".{part}" for part in key.split(".")).lstrip(".")
 
 
+def _real(path: Path) -> Path:
+    """Without links; unlike `Path.resolve` it takes links that lead in a circle, which then cannot be read."""
+    return Path(os.path.realpath(path))
+
+
 def _shown(path: Path) -> str:
     """A path as a person would write it: relative to the working directory where it lies below it."""
     try:
-        return str(path.resolve().relative_to(Path.cwd()))
+        return str(_real(path).relative_to(Path.cwd()))
     except ValueError:
         return str(path)

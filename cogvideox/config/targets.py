@@ -1,13 +1,19 @@
 """Which class a `target:` names: the alias table for the reference's dotted paths, and what may be imported.
 
-A target resolves when it stands in the alias table, or when its module is ours, SAT's, torch's, or one that the user
-named by `--allow-target`. Anything else is refused, so that a config file cannot run code that nobody chose.
+A config file may come from anybody, and chooses both the class and what it is called with. So a target resolves to what
+builds a network and to nothing else: a class that is defined in our own source, a `torch.nn.Module` of torch.nn or of
+sat.model, or what a module defines that the user named by `--allow-target`. The rest of torch and of SAT holds classes
+that start programs (torch.distributed.elastic's SubprocessHandler), compile sources or write files when they are made;
+and what a module has imported (`torch.os`, `from subprocess import Popen`) is not its own.
 """
 
 from __future__ import annotations
 
 import importlib
+import sys
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from types import FunctionType
 from typing import Any
 
 from cogvideox.config.nearest import nearest
@@ -45,7 +51,10 @@ ALIASES: dict[str, str] = {
 }
 
 OWN_MODULES = ("cogvideox", "data_video", "diffusion_video")
-LIBRARY_MODULES = ("sat", "torch")
+# Of ours, those that hold parts of a model.
+MODEL_ROOMS = tuple(f"cogvideox.{room}" for room in ("conditioning", "diffusion", "transformer", "vae"))
+# Where torch and SAT keep networks; their other modules are not even imported for a config.
+LIBRARY_MODULES = ("sat.model", "torch.nn")
 
 # `deepspeed.optimizer.type`, in any case → the optimizer that runs. SAT's FusedEmaAdam needs nvcc at run time; ours is
 # torch's AdamW with an average of the weights beside it.
@@ -75,14 +84,19 @@ class AllowedModules:
             self.names.append(name)
 
     def covers(self, path: str) -> bool:
-        return any(path == name or path.startswith(name + ".") for name in self.names)
+        return is_in(path, self.names)
 
 
 allowed_modules = AllowedModules()
 
 
+def is_in(path: str, modules: Iterable[str]) -> bool:
+    """Whether a dotted path is one of `modules` or lies below one."""
+    return any(path == name or path.startswith(name + ".") for name in modules)
+
+
 def resolve_target(path: str) -> Any:
-    """The class (or, for an `--allow-target` module, any callable) that a dotted `path` names.
+    """The class (or, in a module of `--allow-target`, the function) that a dotted `path` names.
 
     Raises UserError when it is not allowed, does not import, or is not there.
     """
@@ -96,22 +110,42 @@ def resolve_target(path: str) -> Any:
         raise UserError(
             f"target `{path}`: {module_name} has no `{name}`" + (f"; did you mean `{near}`?" if near else "")
         )
-    if allowed_modules.covers(real):
-        is_fit = callable(found)
-    else:
-        is_fit = isinstance(found, type) and found.__module__.split(".")[0] in OWN_MODULES + LIBRARY_MODULES
-    if not is_fit:
-        raise UserError(f"target `{path}` is not a class of {module_name}: name a class defined there")
+    _check_defined(path, found)
     return found
+
+
+def _check_defined(path: str, found: Any) -> None:
+    """Raise UserError unless `found` is a class or function *defined* where targets may come from."""
+    home = found.__module__ if isinstance(found, type | FunctionType) else ""
+    if allowed_modules.covers(home):
+        return
+    if isinstance(found, type) and is_in(home, OWN_MODULES):
+        return
+    if isinstance(found, type) and is_in(home, LIBRARY_MODULES):
+        from torch.nn import Module  # only now: it takes seconds
+
+        if issubclass(found, Module):
+            return
+    what = f"is defined in {home}" if home else f"is a {type(found).__name__}, no class"
+    raise UserError(f"target `{path}` {what}: name a class of a network, in the module that defines it")
+
+
+def check_builds_a_model(path: str, target: Any) -> None:
+    """Raise UserError where a resolved target is one of ours that is no part of a model, as a data set that reads."""
+    home = target.__module__
+    if is_in(home, OWN_MODULES) and not is_in(home, MODEL_ROOMS) and not allowed_modules.covers(home):
+        raise UserError(f"target `{path}` is no part of a model: name a class of {', '.join(MODEL_ROOMS)}")
 
 
 def check_allowed(path: str, real: str) -> None:
     """Raise UserError unless a target written `path`, meaning `real`, is one that we have and that may be imported."""
-    top = real.split(".")[0]
-    if "." not in real:
+    if "." not in real or not all(part.isidentifier() for part in real.split(".")):
         raise UserError(f"target `{path}` is not a dotted path: write `module.ClassName`")
-    if top in OWN_MODULES + LIBRARY_MODULES or allowed_modules.covers(real):
+    if is_in(real.rpartition(".")[0], (*OWN_MODULES, *LIBRARY_MODULES)) or allowed_modules.covers(real):
         return
+    top = real.split(".")[0]
+    if top in sys.stdlib_module_names or top in ("sat", "torch"):
+        raise UserError(f"target `{path}` may not be named: give a class of {', '.join(LIBRARY_MODULES)} or your own")
     near = nearest(path, ALIASES)
     remedy = f"did you mean `{near}`? If it is your own module, add" if near else "if it is your own module, add"
     raise UserError(f"target `{path}` is not known here: {remedy} `--allow-target {top}`")

@@ -158,7 +158,7 @@ def write_whole(path: Path, text: str) -> None:
 
 def _listed_name(entry: Entry) -> str | None:
     """The clip's name, or its path where the name would read as a comment; None where neither fits on a line."""
-    names = (entry.name, str(Path(entry.path).resolve()))
+    names = (entry.name, os.path.realpath(entry.path))
     return next((name for name in names if _is_plain(name) and not name.startswith("#")), None)
 
 

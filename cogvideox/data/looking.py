@@ -17,6 +17,9 @@ from cogvideox.data.sampling import UsableSpan
 MOST_ASPECT = 32
 """A picture's longer side over its shorter one: cropped, it would be a sliver, for which gigabytes may be scaled."""
 
+MOST_PIXELS = 2**27
+"""Of one picture, four times that of 8K video: each frame takes 6 bytes a pixel while it is scaled."""
+
 TIMES_KEPT = 2**24
 """Of files of which parts are wanted: 128 MiB."""
 
@@ -80,6 +83,8 @@ def fault_of_size(height: float, width: float) -> str | None:
         return "has no picture size"
     if max(height, width) > MOST_ASPECT * min(height, width):
         return f"is {width:g} wide and {height:g} high: one side is more than {MOST_ASPECT} times the other"
+    if height * width > MOST_PIXELS:
+        return f"is {width:g} wide and {height:g} high: more than {MOST_PIXELS:,} pixels"
     return None
 
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import stat
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -39,6 +40,8 @@ def read_still(path: Path, size: tuple[int, int] | None = None, place: tuple[flo
     Raises UnreadableVideo.
     """
     try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise UnreadableVideo("is no plain file")
         with Image.open(path) as image:
             if fault := fault_of_size(image.height, image.width):
                 raise UnreadableVideo(fault)

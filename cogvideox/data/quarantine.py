@@ -26,7 +26,7 @@ class Quarantine:
     def names(self, record: Record) -> bool:
         """Whether a record's file is in the list, by its name or by its path."""
         return bool(self.entries) and not self.entries.isdisjoint(
-            {record.name, str(record.path), str(record.path.resolve())}
+            {record.name, str(record.path), os.path.realpath(record.path)}
         )
 
     def without_a_clip(self, records: Iterable[Record]) -> list[str]:

@@ -19,6 +19,11 @@ LIST_SUFFIXES = (".txt", ".list", ".lst")
 LISTED_SCHEMES = ("http", "https", "s3")
 """Schemes that a list file may name; a list may have come with a download."""
 
+SCHEMES = (*LISTED_SCHEMES, "memory")
+"""What may be named at all; `memory` is fsspec's for what this process holds. Others of fsspec's start programs, log in
+to other machines, or fill in templates of code.
+"""
+
 FORMS = (
     "give a .tar file, a folder of them, braces (shards/{000..123}.tar), a list file (.txt, a shard a line), an "
     "http(s):// or s3:// address, or pipe:COMMAND; several with commas between them"
@@ -55,7 +60,10 @@ def find_shards(sources: str, include_dirs: str | None = None) -> list[Shard]:
     shards: list[Shard] = []
     faults: list[str] = []
     for source in split_sources(sources):
-        shards += _shards_of(source, faults)
+        if source.startswith(PIPE) and not sources.startswith(PIPE):
+            faults.append(f"{source} is a command, and stands among other sources: give it alone")
+        else:
+            shards += _shards_of(source, faults)
     for entry in filter(None, map(str.strip, (include_dirs or "").split(","))):
         folder, _, times = entry.partition("*")
         if times and not times.isdigit():
@@ -94,7 +102,10 @@ def _shards_of(source: str, faults: list[str]) -> Iterator[Shard]:
         faults.append(f"{source}: a brace is not closed")
         return
     for place in places:
-        yield from _of_one(place, faults)
+        if place.startswith(PIPE) and not source.startswith(PIPE):
+            faults.append(f"{source}: braces cannot make a command")
+        else:
+            yield from _of_one(place, faults)
 
 
 def _of_one(place: str, faults: list[str]) -> Iterator[Shard]:
@@ -102,7 +113,10 @@ def _of_one(place: str, faults: list[str]) -> Iterator[Shard]:
     if place.startswith(PIPE):
         yield Shard(place, place)
     elif "://" in place:
-        yield Shard(place, _without_query(place))
+        if place.partition("://")[0] not in SCHEMES:
+            faults.append(f"{_without_query(place)} has none of the schemes {', '.join(LISTED_SCHEMES)}")
+        else:
+            yield Shard(place, _without_query(place))
     elif os.path.isdir(path):
         yield from _shards_in(path, faults)
     elif path.suffix in LIST_SUFFIXES and os.path.isfile(path):

@@ -47,7 +47,7 @@ class StreamCaptions:
         ]
         for way in ways:
             if caption := (way() or "").strip():
-                return caption
+                return _checked(caption)
         raise UnusableCaption(
             f"caption missing (no text under {self.txt_key!r} in its .json, in .{self.txt_key} or in .txt)"
         )
@@ -89,6 +89,13 @@ class StreamCaptions:
             if isinstance(row, dict) and isinstance(row.get(self.txt_key), str):
                 captions[str(row.get("key"))] = row[self.txt_key]
         return captions
+
+
+def _checked(caption: str) -> str:
+    """JSON can spell halves of characters, which no tokenizer and no file takes."""
+    if any("\ud800" <= character <= "\udfff" for character in caption):
+        raise UnusableCaption("caption holds half a character (a lone surrogate)")
+    return caption
 
 
 def _text(content: bytes) -> str:

@@ -7,7 +7,8 @@ what its headers say of sizes is believed only as far as the file has bytes.
 from __future__ import annotations
 
 import os
-import shutil
+import shlex
+import subprocess
 import tarfile
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -18,11 +19,10 @@ from typing import IO, Any
 
 import numpy as np
 from fsspec.core import url_to_fs
-from webdataset.gopen import gopen
 from webdataset.tariterators import group_by_keys
 
 from cogvideox.data.reading import UnreadableVideo
-from cogvideox.data.shards import Shard
+from cogvideox.data.shards import PIPE, Shard
 from cogvideox.errors import UserError
 
 LONGEST_NAME = 1024
@@ -139,14 +139,27 @@ class ShardReader:
                 self._pipes.pop(next(iter(self._pipes))).close()
             file = tempfile.TemporaryFile()
             try:
-                with gopen(command) as pipe:
-                    shutil.copyfileobj(pipe, file)
+                _run_into(command, file)
             except OSError:
                 self._broken.add(command)
                 raise
             self._pipes[key] = file
         self._pipes[key].seek(0)
         return self._pipes[key]
+
+
+def _run_into(command: str, file: IO[bytes]) -> None:
+    """What a `pipe:` command prints into `file`. No shell sees it: words are split, and nothing in them is expanded.
+
+    Raises OSError: it cannot be started, or fails.
+    """
+    try:
+        words = shlex.split(command.removeprefix(PIPE))
+        done = subprocess.run(words, stdin=subprocess.DEVNULL, stdout=file, check=False)
+    except (ValueError, IndexError) as error:  # a quote that is not closed, no words, a NUL character
+        raise OSError(f"is no command ({error})") from error
+    if done.returncode:
+        raise OSError(f"ended with status {done.returncode}")
 
 
 def _members(file: IO[bytes], faults: list[str]) -> Iterator[dict[str, Any]]:

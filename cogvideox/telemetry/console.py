@@ -4,13 +4,32 @@ from __future__ import annotations
 
 import logging
 
+from cogvideox.errors import shown
+
 # Of the packages that fetch shards: who they are to the storage, once a process.
 CHATTY = ("botocore", "aiobotocore", "fsspec", "httpx")
+
+
+class PlainFormatter(logging.Formatter):
+    """The time of day and the message, as `errors.shown` has it: names and captions come from outside.
+
+    Later lines of a message are indented, so that none can pass for a line of the log.
+    """
+
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s %(message)s", datefmt="%H:%M:%S")
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  (logging's name)
+        """One record's text, without a traceback."""
+        record.message = shown(record.message).replace("\n", "\n  ")
+        return super().formatMessage(record)
 
 
 def log_to_console(speaks: bool) -> None:
     """Log from now on, with the time of day; warnings only on a rank that does not speak for the others."""
     level = logging.INFO if speaks else logging.WARNING
-    logging.basicConfig(level=level, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    handler = logging.StreamHandler()
+    handler.setFormatter(PlainFormatter())
+    logging.basicConfig(level=level, handlers=[handler])
     for name in CHATTY:
         logging.getLogger(name).setLevel(logging.WARNING)

@@ -52,5 +52,5 @@ def save_samples(
 
 def _save_texts(texts: list[str], path: Path, append: bool) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a" if append else "w", encoding="utf-8") as file:
+    with path.open("a" if append else "w", encoding="utf-8", errors="backslashreplace") as file:
         file.writelines(" ".join(text.split()) + "\n" for text in texts)

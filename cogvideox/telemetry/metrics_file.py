@@ -68,10 +68,33 @@ class MetricsFile:
             raise OSError(f"{self._file.name}: only {written} of {len(line)} bytes could be written")
         self._end += written
 
+    def void_after(self, iteration: int) -> None:
+        """Move lines of later iterations to `<name>.voided.jsonl`: the run goes on from `iteration`. Raises OSError."""
+        if not self._path.exists():
+            return
+        self.close()
+        self._opened = None
+        _drop_torn_end(self._path)
+        lines = self._path.read_bytes().splitlines(keepends=True)
+        voided = [line for line in lines if _iteration_of(line) > iteration]
+        if not voided:
+            return
+        with self._path.with_suffix(".voided.jsonl").open("ab") as file:
+            file.writelines(voided)
+        aside = self._path.with_suffix(".incomplete")
+        aside.write_bytes(b"".join(line for line in lines if _iteration_of(line) <= iteration))
+        aside.replace(self._path)
+
     def close(self) -> None:
-        """Close the file; further writes are our mistake."""
+        """Close the file; a later write opens it again."""
         if self._opened is not None:
             self._opened.close()
+
+
+def _iteration_of(line: bytes) -> int:
+    found = _decode(line) or {}
+    iteration = found.get("iteration")
+    return iteration if isinstance(iteration, int) else -1
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -90,7 +113,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 def _decode(line: bytes) -> dict[str, Any] | None:
     try:
         found = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) else None
 

@@ -91,7 +91,7 @@ def write_report(run_folder: Path) -> Path:
     )
     path = run_folder / "report.html"
     partial = path.with_suffix(".html.partial")
-    partial.write_text(page, encoding="utf-8")
+    partial.write_text(page, encoding="utf-8", errors="backslashreplace")
     os.replace(partial, path)
     return path
 

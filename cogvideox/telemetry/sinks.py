@@ -11,9 +11,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Protocol, TypeVar
 
+from cogvideox.errors import shown
 from cogvideox.telemetry.metrics_file import MetricsFile, check_plain
 from cogvideox.telemetry.tensorboard_events import TensorBoardEvents
-from cogvideox.telemetry.wandb_run import WandbRun, WandbSettings
+from cogvideox.telemetry.wandb_run import WandbSettings
+from cogvideox.telemetry.wandb_sink import WandbSink
 
 __all__ = ["Logger", "NullLogger", "RunLogger", "WandbSettings", "evaluation_tags", "iteration_tags"]
 
@@ -33,7 +35,11 @@ class Logger(Protocol):
 
     def bad_clip(self, step: int, name: str, kind: str, reason: str) -> None: ...
 
+    def data_line(self, step: int, kind: str, values: Mapping[str, float | int | str]) -> None: ...
+
     def videos(self, step: int, videos: Mapping[str, Path], fps: int) -> None: ...
+
+    def go_back_to(self, step: int) -> None: ...
 
     def close(self) -> None: ...
 
@@ -83,7 +89,7 @@ class RunLogger:
         self._file_guard, self._board_guard, self._wandb_guard = map(_Guard, (METRICS_NAME, "TensorBoard", "wandb"))
         self._metrics = self._file_guard.call(lambda: MetricsFile(folder / METRICS_NAME))
         self._board = TensorBoardEvents(folder / "tensorboard") if tensorboard else None
-        self._wandb = self._wandb_guard.call(lambda: WandbRun(wandb)) if wandb is not None else None
+        self._wandb = WandbSink(wandb, self._wandb_guard) if wandb is not None else None
 
     def iteration(self, step: int, values: Mapping[str, float]) -> None:
         """Log a training iteration's metrics, named as in metrics.jsonl (`loss, lr, seconds_per_iteration, …`)."""
@@ -99,23 +105,34 @@ class RunLogger:
 
     def bad_clip(self, step: int, name: str, kind: str, reason: str) -> None:
         """Log, in the file only, a clip that could not be used."""
-        self._write({"iteration": step, "split": "data", "file": name, "kind": kind, "reason": reason})
+        self._write({"iteration": step, "split": "data", "file": shown(name), "kind": kind, "reason": shown(reason)})
+
+    def data_line(self, step: int, kind: str, values: Mapping[str, float | int | str]) -> None:
+        """Log, in the file only, what `kind` of thing happened with the data of `step`."""
+        plain = {name: shown(value) if isinstance(value, str) else value for name, value in values.items()}
+        self._write({"iteration": step, "split": "data", "kind": kind, **plain})
 
     def videos(self, step: int, videos: Mapping[str, Path], fps: int) -> None:
         """Show mp4 files beside the metrics of `step`, on wandb only. `fps` is how they were written."""
         assert fps > 0, f"fps is {fps}"
-        if (run := self._wandb) is not None:
-            self._wandb_guard.call(lambda: run.add_videos(step, videos))
+        if self._wandb is not None:
+            self._wandb.add_videos(step, videos)
+
+    def go_back_to(self, step: int) -> None:
+        """What was logged after `step` is void: the run goes on from there."""
+        if (file := self._metrics) is not None:
+            self._file_guard.call(lambda: file.void_after(step))
+        if (board := self._board) is not None:
+            self._board_guard.call(board.close)  # its next file has the later steps forgotten
 
     def close(self) -> None:
-        """Flush and close every sink; waits for wandb's upload."""
-        for guard, sink in (
-            (self._file_guard, self._metrics),
-            (self._board_guard, self._board),
-            (self._wandb_guard, self._wandb),
-        ):
-            if sink is not None:
-                guard.call(sink.close)
+        """Flush and close every sink; waits for wandb's upload, for a limited time."""
+        if self._metrics is not None:
+            self._file_guard.call(self._metrics.close)
+        if self._board is not None:
+            self._board_guard.call(self._board.close)
+        if self._wandb is not None:
+            self._wandb.close()
         self._metrics = self._board = self._wandb = None
 
     def _write(self, line: Mapping[str, float | str]) -> None:
@@ -125,8 +142,8 @@ class RunLogger:
     def _show(self, step: int, tags: Mapping[str, float]) -> None:
         if (board := self._board) is not None:
             self._board_guard.call(lambda: board.write(step, tags))
-        if (run := self._wandb) is not None:
-            self._wandb_guard.call(lambda: run.add(step, tags))
+        if self._wandb is not None:
+            self._wandb.add(step, tags)
 
 
 class NullLogger:
@@ -141,7 +158,13 @@ class NullLogger:
     def bad_clip(self, step: int, name: str, kind: str, reason: str) -> None:
         """Nothing."""
 
+    def data_line(self, step: int, kind: str, values: Mapping[str, float | int | str]) -> None:
+        """Nothing."""
+
     def videos(self, step: int, videos: Mapping[str, Path], fps: int) -> None:
+        """Nothing."""
+
+    def go_back_to(self, step: int) -> None:
         """Nothing."""
 
     def close(self) -> None:

@@ -185,7 +185,7 @@ def test_missing_shard_is_named(folder):
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     assert_refused(folder, "model-00001-of-00002.safetensors")
     (folder / "model.safetensors.index.json").write_text("{")
-    assert_refused(folder, "model.safetensors.index.json is damaged")
+    assert_refused(folder, "model.safetensors.index.json: not an index of weight shards")
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "spiece.model"])

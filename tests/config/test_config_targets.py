@@ -40,10 +40,10 @@ def test_other_targets_of_the_reference_resolve() -> None:
 @pytest.mark.parametrize(
     ("path", "part"),
     [
-        ("subprocess.Popen", "--allow-target subprocess"),
+        ("my_rooms.Room", "--allow-target my_rooms"),
         ("dit_video_concat.DiffusionTransfomer", "did you mean `dit_video_concat.DiffusionTransformer`"),
         ("torch.nn.Identiti", "did you mean `Identity`"),
-        ("torch.load", "not a class"),
+        ("torch.load", "may not be named: give a class of sat.model, torch.nn"),
         ("cogvideox.nowhere.Thing", "does not import"),
         ("Thing", "not a dotted path"),
     ],

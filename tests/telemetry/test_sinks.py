@@ -14,6 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from cogvideox.telemetry.metrics_file import read_metrics
 from cogvideox.telemetry.sinks import NullLogger, RunLogger, WandbSettings
+from cogvideox.telemetry.wandb_run import INIT_TIMEOUT_S
 
 
 class FakeRun:
@@ -23,6 +24,7 @@ class FakeRun:
         self.rows: dict[int, dict] = {}
         self.calls: list[int] = []
         self.is_finished = False
+        self.starting_step = 0
 
     def log(self, values: dict, step: int) -> None:
         self.calls.append(step)
@@ -41,7 +43,8 @@ def wandb_run(monkeypatch: pytest.MonkeyPatch) -> FakeRun:
         run.settings = settings
         return run
 
-    module = SimpleNamespace(init=init, Video=lambda path, format: (path, format))
+    limits = type("Settings", (dict,), {"model_fields": {"init_timeout": None}})
+    module = SimpleNamespace(init=init, Settings=limits, Video=lambda path, format: (path, format))
     monkeypatch.setitem(sys.modules, "wandb", module)
     return run
 
@@ -120,7 +123,15 @@ def test_wandb_gets_one_call_a_step_and_drops_nothing(tmp_path: Path, wandb_run:
     assert wandb_run.rows[10]["Train/train_loss"] == 0.4
     assert wandb_run.rows[10]["Train/test_loss"] == 0.9
     assert wandb_run.is_finished
-    assert wandb_run.settings == {"project": "films", "name": "first", "dir": str(tmp_path), "config": {"lr": 1.0}}
+    assert wandb_run.settings == {
+        "project": "films",
+        "name": "first",
+        "dir": str(tmp_path),
+        "id": (tmp_path / "wandb_run_id").read_text().strip(),
+        "resume": "allow",
+        "config": {"lr": 1.0},
+        "settings": {"init_timeout": INIT_TIMEOUT_S},
+    }
 
 
 def test_a_failing_service_is_said_once_and_stops_nothing(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import stat
 from collections import Counter
 from collections.abc import Iterator
 from functools import partial
@@ -16,6 +17,9 @@ from cogvideox.errors import UserError
 _logger = logging.getLogger(__name__)
 
 CAPTION_THREADS = 32
+LARGEST_CAPTION = 1 << 20
+"""Bytes of a caption file that are read."""
+
 CLIP_FOLDERS = ("videos", "images")
 # Files that belong beside clips and are none; what ends otherwise may be a clip in a form that is not read.
 COMPANION_SUFFIXES = (".txt", ".json", ".jsonl", ".csv", ".tsv", ".parquet", ".md", ".yaml", ".yml")
@@ -101,7 +105,7 @@ def read_caption(folder: Path, clip: PurePath) -> str:
     places = caption_places(folder, clip)
     for place in places:
         try:
-            text = place.read_text(encoding="utf-8-sig")
+            text = _start_of(place).decode("utf-8-sig")
         except FileNotFoundError:
             continue
         except UnicodeDecodeError as error:
@@ -113,6 +117,23 @@ def read_caption(folder: Path, clip: PurePath) -> str:
             raise UnusableCaption(f"caption {place} is empty")
         return line
     raise UnusableCaption(f"caption missing (no {places[0]})")
+
+
+def _start_of(path: Path) -> bytes:
+    """As many whole lines as a caption may take. Raises UnusableCaption: no plain file, or no line that ends in there.
+
+    A link in a folder that came from elsewhere may lead to a device without an end.
+    """
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise UnusableCaption(f"caption {path} is no plain file")
+    with path.open("rb") as file:
+        start = file.read(LARGEST_CAPTION + 1)
+    if len(start) <= LARGEST_CAPTION:
+        return start
+    whole, newline, _ = start.rpartition(b"\n")
+    if not newline:
+        raise UnusableCaption(f"caption {path} has a line of more than {LARGEST_CAPTION:,} bytes")
+    return whole
 
 
 def _without_answer(place: Path, clip: Path) -> Record:
