@@ -68,7 +68,7 @@ def _check_config(path: Path) -> None:
         raise UserError(f"the config {path} cannot be read ({error}): fetch it again") from error
     for key, value in kernels.items():
         if value not in ATTENTION:
-            raise UserError(f"{path}: {key} is {value!r}, which would be fetched and run: take that key out of the file")
+            raise UserError(f"{path}: {key} is {value!r}, which would be fetched and run: take that key out")
 
 
 def _lacking_weights(folder: Path) -> list[str]:

@@ -101,6 +101,8 @@ def _read(path: Path, chain: tuple[Path, ...], problems: list[Problem]) -> tuple
         problems.append(Problem(where, "", what, remedy))
     except (yaml.YAMLError, OmegaConfBaseException) as error:
         problems.append(Problem(name, "", f"not valid YAML: {str(error).splitlines()[0]}", "correct it"))
+    except (ValueError, AttributeError, TypeError, OverflowError) as error:  # of a tag whose value does not fit it
+        problems.append(Problem(name, "", f"not valid YAML: {error}", "correct the values with tags (`!!int`, …)"))
     else:
         assert isinstance(content, dict)
         return {str(key): value for key, value in content.items()}, dict(_lines(root, ""))

@@ -11,14 +11,19 @@ from av.container import InputContainer
 from av.video.stream import VideoStream
 
 from cogvideox.data.once import Once
-from cogvideox.data.reading import UnreadableVideo, Video, byte_count, open_video, time_base, timed_packets
+from cogvideox.data.reading import (
+    MOST_PIXELS,
+    UnreadableVideo,
+    Video,
+    byte_count,
+    open_video,
+    time_base,
+    timed_packets,
+)
 from cogvideox.data.sampling import UsableSpan
 
 MOST_ASPECT = 32
 """A picture's longer side over its shorter one: cropped, it would be a sliver, for which gigabytes may be scaled."""
-
-MOST_PIXELS = 2**27
-"""Of one picture, four times that of 8K video: each frame takes 6 bytes a pixel while it is scaled."""
 
 TIMES_KEPT = 2**24
 """Of files of which parts are wanted: 128 MiB."""

@@ -40,6 +40,9 @@ FRAMES_HELD = 4
 
 OPEN_TIMEOUT_S = 30.0
 
+MOST_PIXELS = 2**27
+"""Of one picture, four times that of 8K video; a decoder keeps a dozen of them."""
+
 Video = Path | bytes
 """A file, or a file's content."""
 
@@ -80,6 +83,8 @@ def open_video(video: Video) -> Iterator[tuple[InputContainer, VideoStream]]:
                 raise UnreadableVideo("has no video stream")
             if stream.codec_context is None:
                 raise UnreadableVideo("is encoded in a way that FFmpeg does not know, or encrypted")
+            # Of the pictures themselves, whatever the file's headers say of them.
+            stream.codec_context.options = {"max_pixels": str(MOST_PIXELS)}
             stream.codec_context.thread_type = "FRAME"
             stream.codec_context.thread_count = DECODER_THREADS
             yield container, stream
