@@ -81,6 +81,11 @@ class Mixture(Dataset[dict[str, Any]]):
         """Which part a number belongs to."""
         return self._find(number)[0]
 
+    def find(self, number: int) -> tuple[Dataset, int]:
+        """The data set that a number belongs to, and which of its samples it is."""
+        place, index = self._find(number)
+        return self.parts[place][0], index
+
     def _find(self, number: int) -> tuple[int, int]:
         """The place of a part, and which of its data set's samples it is."""
         sample = int(np.searchsorted(self._numbers, number, side="right"))

@@ -164,9 +164,9 @@ class StepBatches(Generic[S]):
     def __init__(self, order: S, batch_size: int, rank: int, digest: str) -> None:
         """`digest`: of the data, as `digest_of` gives it."""
         self.order, self.batch_size, self.rank = order, batch_size, rank
-        self._digest = digest
+        self.digest = digest
         self.start = 0  # the step to begin with
-        self._steps_before = 0  # steps of the run before the order's step 0
+        self.steps_before = 0  # steps of the run before the order's step 0
 
     def batch(self, number: int) -> list[Draw]:
         """The draws of this rank in step `number`."""
@@ -181,7 +181,7 @@ class StepBatches(Generic[S]):
 
     def restore(self, state: Mapping[str, Any]) -> bool:
         """Go on after what `state` says was taken. False if it was saved of other data: then only its steps count."""
-        if state.get("data") != self._digest:
+        if state.get("data") != self.digest:
             self.start = state["steps"]
             return False
         self._go_on_after(state)
@@ -226,17 +226,17 @@ class RankBatches(StepBatches[Order]):
     def state(self, steps: int) -> dict[str, Any]:
         """What to save after `steps` steps of the run, to go on from there on any number of ranks."""
         return {
-            "data": self._digest,
+            "data": self.digest,
             "per_step": self.order.per_step,
             "steps": steps,
-            "steps_before": self._steps_before,
+            "steps_before": self.steps_before,
             "taken_before": self.order.taken(0),
-            "taken": self.order.taken(steps - self._steps_before),
+            "taken": self.order.taken(steps - self.steps_before),
         }
 
     def _go_on_after(self, state: Mapping[str, Any]) -> None:
         is_same = state["per_step"] == self.order.per_step
         taken = state["taken_before"] if is_same else state["taken"]
-        self._steps_before = state["steps_before"] if is_same else state["steps"]
+        self.steps_before = state["steps_before"] if is_same else state["steps"]
         self.order = Order(self._bucket_of, self.order.per_step, self.order.seed, taken, self._counts)
-        self.start = state["steps"] - self._steps_before
+        self.start = state["steps"] - self.steps_before

@@ -93,12 +93,12 @@ class StreamBatches(StepBatches[StreamOrder]):
 
     def state(self, steps: int) -> dict[str, Any]:
         """What to save after `steps` steps of the run: the epoch and how many samples of it all ranks were given."""
-        epoch, given = divmod(self.order.given_after(steps - self._steps_before), self.order.samples)
-        return {"data": self._digest, "steps": steps, "epoch": epoch, "given": given}
+        epoch, given = divmod(self.order.given_after(steps - self.steps_before), self.order.samples)
+        return {"data": self.digest, "steps": steps, "epoch": epoch, "given": given}
 
     def _go_on_after(self, state: Mapping[str, Any]) -> None:
         order = self.order
         given = state["epoch"] * order.samples + state["given"]
-        self._steps_before = state["steps"]
+        self.steps_before = state["steps"]
         self.order = StreamOrder(self._shard_of, order.window, order.per_step, order.seed, given, self._counts)
         self.start = 0

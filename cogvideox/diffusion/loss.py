@@ -44,6 +44,7 @@ class VideoDiffusionLoss(nn.Module):
         self.batch2model_keys = (
             [batch2model_keys] if isinstance(batch2model_keys, str) else list(batch2model_keys or ())
         )
+        self.drawn_t: Tensor | None = None  # of the latest batch, for who has to say which ones went wrong
 
     def forward(
         self,
@@ -70,7 +71,7 @@ class VideoDiffusionLoss(nn.Module):
             model_inputs["lr_input"] = batch["lr_input"]
 
         x0 = x.float()
-        t = self._draw_t(x0, batch)
+        t = self.drawn_t = self._draw_t(x0, batch)
         noise = self._draw_noise(x0, batch)
         sqrt_alpha_bar = self.sigma_sampler.sqrt_alpha_bar(t)
         x_t, v_target = diffuse(x0, noise, sqrt_alpha_bar)

@@ -16,10 +16,12 @@ from cogvideox.data.cached import CachedClips
 from cogvideox.data.clips import Clip
 from cogvideox.data.mixture import REPLACED, Mixture, collate
 from cogvideox.data.order import Draw, RankBatches
+from cogvideox.data.processes import serve_parent_alone
 from cogvideox.data.stream_order import StreamBatches
 from cogvideox.data.streaming import VideoDataset
 from cogvideox.parallel import Group
 from cogvideox.platform import has_gpu
+from cogvideox.sat_bridge.walk import Walk
 
 
 @dataclass
@@ -80,10 +82,12 @@ class TrainLoader(TellsReplaced):
     ) -> None:
         super().__init__()
         self.dataset, self.batch_sampler, self.places = data, batches, places
+        self.walk = Walk()
         self._count = StepCount(args.gradient_accumulation_steps)
         self._epochs = args.epochs or 1
+        self._placed, self._collate = Placed(data, places), collate_fn or collate
         self._loader = DataLoader(
-            Placed(data, places), batch_sampler=batches, collate_fn=collate_fn or collate, **loading_options(args)
+            self._placed, batch_sampler=batches, collate_fn=self._collate, **loading_options(args)
         )
 
     @property
@@ -100,9 +104,11 @@ class TrainLoader(TellsReplaced):
     def start_at(self, iteration: int, skipped_batches: int = 0, state: Mapping[str, Any] | None = None) -> bool:
         """Continue with the batches of `iteration` (an optimizer step); `skipped_batches` were drawn beside its own.
 
-        `state` is what `state` gave when that was saved; False if it was saved of other data.
+        `state` is what `state` gave when that was saved; False if it was saved of other data. May be called while the
+        loader is iterated, which then goes on from there.
         """
         steps = self._count.go_on(iteration, skipped_batches, state)
+        self.walk.set(steps)
         if state is not None:
             return self.batch_sampler.restore(state)
         self.batch_sampler.start = steps
@@ -112,8 +118,23 @@ class TrainLoader(TellsReplaced):
         """What to save after `iteration`, to go on from there on any number of ranks."""
         return self.batch_sampler.state(self._count.after(iteration, skipped_batches))
 
+    @property
+    def order_id(self) -> str:
+        """What tells this order of batches from others: its data, and how much of it makes a step."""
+        return f"{self.batch_sampler.digest} {self.batch_sampler.order.per_step}"
+
+    def clips_of(self, step: int) -> list[str]:
+        """The clips of this rank in `step`, by name; what stood in for one is told elsewhere."""
+        return [self._placed.name_of(draw) for draw in self.batch_sampler.batch(step - self.batch_sampler.steps_before)]
+
+    def batch_of(self, step: int) -> Any:
+        """This rank's batch of `step`, read again."""
+        draws = self.batch_sampler.batch(step - self.batch_sampler.steps_before)
+        batch = self._collate([self._placed[draw] for draw in draws])
+        return {key: batch[key] for key in batch if key != REPLACED} if isinstance(batch, dict) else batch
+
     def __iter__(self) -> Iterator[Any]:
-        return map(self.noted, as_told(iter(self._loader)))
+        return map(self.noted, self.walk.over(lambda: as_told(iter(self._loader))))
 
     def __len__(self) -> int:
         per_iteration = self.batch_sampler.order.per_step * self._count.accumulation
@@ -181,6 +202,12 @@ class Placed(Dataset[Any]):
         place = self.places[self.data.part_of(draw.sample)]
         return sample | {REPLACED: [(f"{place}: {name}", kind, reason) for name, kind, reason in sample[REPLACED]]}
 
+    def name_of(self, draw: Draw) -> str:
+        """The clip's name in its place, with the place where there are several; a number where it has no name."""
+        dataset, index = self.data.find(draw.sample)
+        name = next(names_of(Mixture([(dataset, [index])])), f"sample {index}")
+        return f"{self.places[self.data.part_of(draw.sample)]}: {name}" if len(set(self.places)) > 1 else name
+
 
 @runtime_checkable
 class HasClips(Protocol):
@@ -210,4 +237,5 @@ def loading_options(args: argparse.Namespace) -> dict[str, Any]:
     }
     if args.num_workers > 0:
         options |= {"prefetch_factor": args.prefetch_factor, "persistent_workers": True}
+        options["worker_init_fn"] = serve_parent_alone
     return options

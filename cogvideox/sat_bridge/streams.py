@@ -17,6 +17,7 @@ from cogvideox.data.streaming import VideoDataset
 from cogvideox.errors import UserError
 from cogvideox.parallel import Group
 from cogvideox.sat_bridge.numbered import StepCount, TellsReplaced, TrainLoader, loading_options, names_of
+from cogvideox.sat_bridge.walk import Walk
 
 ITERABLE = "a data set of one's own that only iterates"
 
@@ -75,8 +76,9 @@ class IterableLoader(TellsReplaced):
 
     def __init__(self, dataset: Dataset, args: argparse.Namespace, collate_fn: Any = None) -> None:
         super().__init__()
-        self.dataset = dataset
+        self.dataset, self.walk = dataset, Walk()
         self._count, self._skip = StepCount(args.gradient_accumulation_steps), 0
+        self._latest: Any = None
         gives_batches = args.iterable_dataset == "custom"
         self._loader = DataLoader(
             dataset,
@@ -96,14 +98,30 @@ class IterableLoader(TellsReplaced):
     def start_at(self, iteration: int, skipped_batches: int = 0, state: Mapping[str, Any] | None = None) -> bool:
         """Continue with the batches of `iteration`, or after those of `state`; False if those are of other data."""
         self._skip = self._count.go_on(iteration, skipped_batches, state)
+        self.walk.set(self._skip)
         return state is None or state.get("data") == ITERABLE
 
     def state(self, iteration: int, skipped_batches: int = 0) -> dict[str, Any]:
         """What to save after `iteration`: the batches that this rank was given."""
         return {"data": ITERABLE, "steps": self._count.after(iteration, skipped_batches)}
 
+    @property
+    def order_id(self) -> str:
+        """It has no order that would be known here."""
+        return ITERABLE
+
+    def clips_of(self, step: int) -> list[str]:  # noqa: ARG002
+        """None: a stream of one's own has no names that are known here."""
+        return []
+
+    def batch_of(self, step: int) -> Any:
+        """This rank's batch of `step` if that was the latest, else None: a stream cannot be read again."""
+        return self._latest if step == self.walk.next - 1 else None
+
     def __iter__(self) -> Iterator[Any]:
-        return map(self.noted, islice(self._endless(), self._skip, None))
+        for batch in self.walk.over(lambda: islice(self._endless(), self._skip, None)):
+            self._latest = self.noted(batch)
+            yield self._latest
 
     def _endless(self) -> Iterator[Any]:
         while True:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import gc
-import logging
 import math
 import random
 from collections.abc import Callable, Iterator
@@ -19,23 +18,17 @@ import numpy as np
 import torch
 
 from cogvideox.checkpoint.resuming import restore_random_state
-from cogvideox.errors import UserError
 from cogvideox.parallel import current
+from cogvideox.parallel.progress import tick
 from cogvideox.platform import current_device
+from cogvideox.sat_bridge.bad_numbers import GRADIENTS, LOSS, NumberWatch
 from cogvideox.sat_bridge.distributed import seed_everything, seed_of_draws
+from cogvideox.sat_bridge.gradients import Outcome, drop_gradients, take_step
 from cogvideox.sat_bridge.loaders import EvaluationLoader
-from cogvideox.sat_bridge.recorder import Recorder
 from cogvideox.sat_bridge.timers import Timers
 from cogvideox.telemetry.phases import phases
 
-logger = logging.getLogger(__name__)
-
 Step = Callable[..., tuple[torch.Tensor, dict[str, torch.Tensor]]]
-MAX_BAD_BATCHES = 50
-
-
-class NonFiniteLoss(UserError):
-    """The loss was NaN or infinite for `MAX_BAD_BATCHES` batches in a row."""
 
 
 def train_step(
@@ -47,69 +40,89 @@ def train_step(
     timers: Timers,
     *,
     forward_step: Step,
-    recorder: Recorder,
+    watch: NumberWatch,
+    recover: Callable[[], None],
 ) -> tuple[torch.Tensor, int, dict[str, torch.Tensor]]:
-    """Forward and backward for every micro-batch of an iteration, then the optimizer.
+    """One step of the optimizer, from as many micro-batches as it takes.
 
-    A loss that is not finite on any rank makes all ranks drop that micro-batch together and draw another.
+    A step whose loss or gradients are not finite on any rank is left out on all of them, and tried again with the next
+    batches. After `--max-bad-steps` in a row `recover` is called, which may set the run back (`args.iteration` too).
 
     Returns:
         the mean loss over micro-batches and ranks (a scalar on the device), 1 if fp16 overflowed else 0, and no
-        metrics: the recorder keeps them on the device until they are logged.
+        metrics: the recorder keeps them on the device until they are logged. An overflow takes an iteration without
+        changing the weights or the learning rate, while fp16's loss scale looks for its size.
     """
-    losses: list[torch.Tensor] = []
-    bad_batches = 0
+    recorder = watch.recorder
+    while True:
+        parts, loss = _accumulate(data_iterator, engine, args, timers, forward_step, watch)
+        outcome, norm = Outcome.BAD, None
+        if math.isfinite(loss):
+            recorder.lr = optimizer.param_groups[0]["lr"]
+            with phases("optimizer"):
+                outcome, norm = take_step(engine)
+        if outcome is not Outcome.BAD:
+            break
+        drop_gradients(engine)
+        if watch.bad(args.iteration + 1, GRADIENTS if math.isfinite(loss) else LOSS):
+            recover()
+    for part in parts:
+        recorder.add_micro_batch(part, samples=args.batch_size)
+    recorder.grad_norm = recorder.grad_norm if norm is None else norm
+    recorder.overflows += outcome is Outcome.OVERFLOW
+    watch.good(args.iteration + 1, loss)
+    if outcome is Outcome.APPLIED:
+        lr_scheduler.step()
+    return torch.stack([part["loss"] for part in parts]).mean(), int(outcome is Outcome.OVERFLOW), {}
+
+
+def _accumulate(
+    data_iterator: Iterator[Any],
+    engine: Any,
+    args: argparse.Namespace,
+    timers: Timers,
+    forward_step: Step,
+    watch: NumberWatch,
+) -> tuple[list[dict[str, torch.Tensor]], float]:
+    """Forward and backward of a step's micro-batches, up to one with a bad loss; what each gave, and the mean loss."""
+    parts: list[dict[str, torch.Tensor]] = []
+    losses: list[float] = []
+    watch.begin()
     while True:
         if engine.zero_optimization_partition_weights():
             # Else stage 3 overwrites the gradients of earlier micro-batches: DeepSpeed 0.19 counts micro-batches in its
             # own `forward`, which SAT's `shared_step` passes by. To go when either changes.
             engine.optimizer.clear_backward_seen_flag()
+        began = watch.forward_begins()
         loss, metrics = forward_step(data_iterator, engine, args, timers)
-        reduced, finite = _reduce(loss, metrics)
-        if not finite:
-            bad_batches += 1
-            recorder.skipped_batches += 1
-            if current().world.rank == 0:
-                logger.warning("iteration %d: the loss is not finite; batch dropped on all ranks", args.iteration + 1)
-            if bad_batches >= MAX_BAD_BATCHES:
-                raise NonFiniteLoss(
-                    f"the loss was not finite for {bad_batches} batches in a row at iteration {args.iteration + 1}: "
-                    "lower the learning rate, or train in bf16 instead of fp16"
-                )
-            continue
-        losses.append(reduced["loss"])
-        recorder.add_micro_batch(reduced, samples=args.batch_size)
+        watch.forward_ended(began, engine, loss)
+        part, mean = _reduce(loss, metrics)
+        parts.append(part)
+        losses.append(mean)
+        if not math.isfinite(mean):
+            break
         with phases("backward"):
             engine.backward(loss)
         if engine.is_gradient_accumulation_boundary():
             break
         engine.step()
-    recorder.lr = optimizer.param_groups[0]["lr"]
-    recorder.grad_norm = _gradient_norm_before_step(engine)
-    with phases("optimizer"):
-        engine.step()
-    recorder.take_grad_norm(engine)
-    overflowed = bool(args.fp16 and optimizer.overflow)
-    if not overflowed:
-        lr_scheduler.step()
-    return torch.stack(losses).mean(), int(overflowed), {}
+    return parts, sum(losses) / len(losses)
 
 
-def _reduce(loss: torch.Tensor, metrics: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], bool]:
-    """Means over the data parallel ranks in one collective, and whether every rank's loss is finite (one host sync)."""
+def _reduce(loss: torch.Tensor, metrics: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], float]:
+    """Means over the data parallel ranks in one collective, and the mean loss as a number, by the one host sync of a
+    micro-batch: not finite on any rank if it is not on one.
+    """
     names = ["loss", *(name for name in metrics if name != "loss" and "eval" not in name)]
     values = [loss, *(metrics[name] for name in names[1:])]
     packed = torch.stack([value.detach().float() for value in values])
     current().data.mean(packed)
-    return dict(zip(names, packed.unbind(), strict=True)), bool(torch.isfinite(packed[0]))
-
-
-def _gradient_norm_before_step(engine: Any) -> torch.Tensor | None:
-    """DeepSpeed reports no norm for plain fp32 without ZeRO, where the gradients are there to be measured."""
-    if engine.zero_optimization() or engine.bfloat16_enabled() or engine.fp16_enabled():
-        return None
-    grads = [parameter.grad for parameter in engine.module.parameters() if parameter.grad is not None]
-    return torch.nn.utils.get_total_norm(grads)
+    model = current().model
+    if model.size > 1:  # all ranks must know of one's bad loss, and go by one number
+        bad = model.sum((~torch.isfinite(packed[0])).float())
+        packed = model.broadcast(packed)
+        packed[0] = torch.where(bad > 0, torch.nan, packed[0])
+    return dict(zip(names, packed.unbind(), strict=True)), float(packed[0])
 
 
 @contextmanager
@@ -145,28 +158,38 @@ def own_random_stream(seed: int) -> Iterator[None]:
 
 
 def evaluate(
-    loader: EvaluationLoader, engine: Any, batches: int, args: argparse.Namespace, timers: Timers, forward_step: Step
-) -> dict[str, float]:
+    loader: EvaluationLoader,
+    engine: Any,
+    batches: int,
+    args: argparse.Namespace,
+    timers: Timers,
+    forward_step: Step,
+    goes_on: Callable[[], bool] = lambda: True,
+) -> dict[str, float] | None:
     """Mean loss and metrics over all samples of the first `batches` batches and over all ranks.
 
-    Every evaluation sees the same samples with the same draws, so that its losses compare.
+    Every evaluation sees the same samples with the same draws, so that its losses compare. None where `goes_on`, which
+    is asked before each batch, says that the run ends.
     """
     totals: dict[str, torch.Tensor] = {}
     counted = torch.zeros((), dtype=torch.float64)
     engine.eval()
-    args.eval_batch = 0
+    args.eval_batch, is_whole = 0, True
     with torch.no_grad(), own_random_stream(seed_of_draws(args.seed, current().data.rank)):
         iterator = iter(loader)
         for number in range(min(batches, len(loader))):
+            if not (is_whole := goes_on()):
+                break
             args.eval_batch = number
             loss, metrics = forward_step(iterator, engine, args, timers)
             for name, value in {"loss": loss, **metrics}.items():
                 total = value.detach().double().cpu() * loader.weight_of(number)
                 totals[name] = totals.get(name, torch.zeros((), dtype=torch.float64)) + total
             counted += loader.weight_of(number)
+            tick("a batch of an evaluation")
     engine.train()
     current().host.barrier()  # data parallel rank 0 may have sampled for longer than a GPU collective waits
-    return _mean_over_ranks(totals, counted)
+    return _mean_over_ranks(totals, counted) if is_whole else None
 
 
 def _mean_over_ranks(totals: dict[str, torch.Tensor], counted: torch.Tensor) -> dict[str, float]:

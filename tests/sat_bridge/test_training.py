@@ -1,9 +1,10 @@
-"""Truths: a loss that is not finite is dropped and never averaged; evaluations draw alike, aside from training."""
+"""Truths: a step that is not finite is left out and never averaged; evaluations draw alike, aside from training."""
 
 from __future__ import annotations
 
 import argparse
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -12,26 +13,41 @@ from torch.utils.data import Dataset
 from cogvideox.data.mixture import Mixture
 from cogvideox.parallel import Group
 from cogvideox.sat_bridge import training
+from cogvideox.sat_bridge.bad_numbers import GRADIENTS, LOSS, NumberWatch
 from cogvideox.sat_bridge.loaders import EvaluationLoader
 from cogvideox.sat_bridge.recorder import Recorder
 from cogvideox.sat_bridge.timers import Timers
+from cogvideox.sat_bridge.walk import Walk
+
+NAN = float("nan")
 
 
 class FakeEngine:
-    """Counts what DeepSpeed would be asked to do, with `accumulation` micro-batches a step."""
+    """Counts what DeepSpeed would be asked to do, with `accumulation` micro-batches a step; some steps do not apply."""
 
-    def __init__(self, accumulation: int = 1) -> None:
-        self.accumulation, self.losses, self.steps = accumulation, [], 0
+    def __init__(self, accumulation: int = 1, bad_steps: tuple[int, ...] = ()) -> None:
+        self.accumulation, self.losses, self.steps, self.micro_steps = accumulation, [], 0, 0
+        self.bad_steps, self.applied = bad_steps, True
         self.module = torch.nn.Linear(1, 1)
+        self.optimizer = SimpleNamespace(zero_grad=lambda **_: self.losses.clear())
 
     def backward(self, loss: torch.Tensor) -> None:
         self.losses.append(loss.item())
 
     def is_gradient_accumulation_boundary(self) -> bool:
-        return len(self.losses) % self.accumulation == 0
+        return (self.micro_steps + 1) % self.accumulation == 0
+
+    def gradient_accumulation_steps(self) -> int:
+        return self.accumulation
 
     def step(self) -> None:
-        self.steps += 1
+        self.micro_steps += 1
+        if self.micro_steps % self.accumulation == 0:
+            self.steps += 1
+            self.applied = self.steps not in self.bad_steps
+
+    def was_step_applied(self) -> bool:
+        return self.applied
 
     def zero_optimization(self) -> bool:
         return True
@@ -49,39 +65,130 @@ class FakeEngine:
         pass
 
 
-def step(losses: list[float], accumulation: int = 1) -> tuple[torch.Tensor, FakeEngine, Recorder]:
-    engine, recorder, values = FakeEngine(accumulation), Recorder(), iter(losses)
-    optimizer = SimpleNamespace(param_groups=[{"lr": 0.5}])
-    scheduler = SimpleNamespace(step=lambda: None)
-    args = argparse.Namespace(iteration=0, batch_size=3, fp16=False)
+class FakeLoader:
+    order_id = "an order"
+
+    def __init__(self) -> None:
+        self.walk = Walk()
+
+    def clips_of(self, step: int) -> list[str]:
+        return [f"clip {step}"]
+
+    def batch_of(self, step: int) -> Any:
+        raise NotImplementedError
+
+
+class Lines:
+    """Takes down what would go to metrics.jsonl."""
+
+    def __init__(self) -> None:
+        self.lines: list[tuple[int, str, dict[str, Any]]] = []
+
+    def data_line(self, step: int, kind: str, values: Any) -> None:
+        self.lines.append((step, kind, dict(values)))
+
+
+class Recovered(Exception):
+    """Stands where a run goes back or ends."""
+
+
+def give_up() -> None:
+    raise Recovered
+
+
+def watching(most: int = 3) -> NumberWatch:
+    watch = NumberWatch(most, Recorder(), Lines())
+    watch.loader = FakeLoader()
+    return watch
+
+
+def step(
+    losses: list[float], accumulation: int = 1, bad_steps: tuple[int, ...] = (), watch: NumberWatch | None = None
+) -> tuple[torch.Tensor, FakeEngine, NumberWatch]:
+    engine, values = FakeEngine(accumulation, bad_steps), iter(losses)
+    watch = watch or watching()
+    rates: list[None] = []
+    args = argparse.Namespace(iteration=0, batch_size=3)
 
     def forward(*_: object) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         value = torch.tensor(next(values))
         return value, {"loss": value, "extra": 2 * value}
 
     loss, skipped, metrics = training.train_step(
-        iter(()), engine, optimizer, scheduler, args, Timers(), forward_step=forward, recorder=recorder
+        iter(()),
+        engine,
+        SimpleNamespace(param_groups=[{"lr": 0.5}]),
+        SimpleNamespace(step=lambda: rates.append(None)),
+        args,
+        Timers(),
+        forward_step=forward,
+        watch=watch,
+        recover=give_up,
     )
-    assert (skipped, metrics) == (0, {})
-    return loss, engine, recorder
+    assert (skipped, metrics, len(rates)) == (0, {}, 1)
+    return loss, engine, watch
 
 
 def test_loss_and_metrics_are_means_over_micro_batches() -> None:
-    loss, engine, recorder = step([1.0, 3.0], accumulation=2)
-    assert loss.item() == 2.0 and engine.losses == [1.0, 3.0] and engine.steps == 2
-    assert recorder.samples == 6
-    assert recorder.drain() == {"loss": 2.0, "extra": 4.0, "grad_norm": 2.0, "lr": 0.5}
+    loss, engine, watch = step([1.0, 3.0], accumulation=2)
+    assert loss.item() == 2.0 and engine.losses == [1.0, 3.0] and engine.steps == 1
+    assert watch.recorder.samples == 6
+    assert watch.recorder.drain() == {"loss": 2.0, "extra": 4.0, "grad_norm": 2.0, "lr": 0.5}
 
 
-def test_a_non_finite_batch_is_dropped_and_another_drawn() -> None:
-    loss, engine, recorder = step([float("nan"), 1.0, float("inf"), 3.0], accumulation=2)
-    assert loss.item() == 2.0 and engine.losses == [1.0, 3.0]
-    assert recorder.skipped_batches == 2 and recorder.drain()["loss"] == 2.0
+def test_a_step_with_a_bad_loss_is_left_out_and_made_anew() -> None:
+    loss, engine, watch = step([1.0, NAN, float("inf"), 5.0, 7.0], accumulation=2)
+    assert loss.item() == 6.0 and engine.losses == [5.0, 7.0] and engine.steps == 1
+    recorder = watch.recorder
+    assert (recorder.skipped_steps, recorder.skipped_batches, recorder.samples) == (2, 3, 6)
+    assert recorder.drain() == {
+        "loss": 6.0,
+        "extra": 12.0,
+        "grad_norm": 2.0,
+        "lr": 0.5,
+        "skipped_batches": 3.0,
+        "skipped_steps": 2.0,
+    }
+    told = [(kind, values["clips"]) for _, kind, values in watch._teller.lines]
+    assert told == [(LOSS, "clip 1"), (LOSS, "clip 2")]
 
 
-def test_only_non_finite_batches_end_the_run_with_advice() -> None:
-    with pytest.raises(training.NonFiniteLoss, match="learning rate"):
-        step([float("nan")] * training.MAX_BAD_BATCHES)
+def test_a_step_with_bad_gradients_is_left_out_with_all_its_batches() -> None:
+    loss, engine, watch = step([1.0, 3.0, 5.0, 7.0], accumulation=2, bad_steps=(1,))
+    assert loss.item() == 6.0 and engine.steps == 2
+    assert (watch.recorder.skipped_steps, watch.recorder.skipped_batches) == (1, 2)
+    told = [(kind, values["clips"]) for _, kind, values in watch._teller.lines]
+    assert told == [(GRADIENTS, "clip 0"), (GRADIENTS, "clip 1")]
+
+
+def test_only_bad_steps_in_a_row_are_too_many() -> None:
+    watch = watching(most=2)
+    for _ in range(5):
+        step([NAN, 1.0], watch=watch)
+    with pytest.raises(Recovered):
+        step([NAN, NAN, 1.0], watch=watch)
+    assert watch.recorder.skipped_steps == 7
+
+
+def test_what_was_bad_is_passed_over_when_it_comes_again_also_after_a_resume() -> None:
+    watch = watching()
+    step([1.0, NAN, 1.0, 1.0], accumulation=2, watch=watch)
+    assert watch.loader.walk.next == 4
+    assert watch.quarantine_bad() == 1
+    watch.loader.walk.set(0)
+    state = watch.state()
+    resumed = watching()
+    resumed.restore(state)
+    for each in (watch, resumed):
+        before = each.recorder.skipped_batches
+        step([1.0, 1.0], accumulation=2, watch=each)
+        assert [micro_batch.step for micro_batch in each.micro_batches] == [0, 2]
+        assert each.recorder.skipped_batches == before + 1
+    assert watch.state()["quarantined"] == []
+    other = watching()
+    other.loader.order_id = "another order"
+    other.restore(state)
+    assert not other.loader.walk.quarantined
 
 
 class Numbers(Dataset):
