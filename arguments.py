@@ -30,6 +30,7 @@ from cogvideox.config.split import check_split
 from cogvideox.config.targets import allowed_modules
 from cogvideox.config.trust import check_trust
 from cogvideox.config.validate import Validator
+from cogvideox.errors import shown
 
 DEFAULT_TRAIN_ITERS = 10_000
 # Of one process or one machine, or without effect: not part of the merged config that a run writes down.
@@ -50,7 +51,7 @@ def get_args(args_list: Sequence[str] | None = None) -> argparse.Namespace:
     notes = reconcile(settings, problems)
     problems += settle_resumed(settings, notes)
     if line.values.get("explain"):
-        sys.stdout.write(explain(settings, line.values["explain"]) + "\n")
+        sys.stdout.write(shown(explain(settings, line.values["explain"])) + "\n")
         raise SystemExit(0)
     ranks = ranks_from(os.environ, line.values.get("local_rank"), problems)
     validator = Validator(settings)

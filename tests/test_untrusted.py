@@ -5,6 +5,7 @@ names the file. Configs are in test_untrusted_configs.py, more of weights in tes
 from __future__ import annotations
 
 import io
+import logging
 import os
 import tarfile
 import time
@@ -18,6 +19,8 @@ import torch
 from PIL import Image
 
 import train_video
+from cogvideox.errors import UserError
+from cogvideox.telemetry.console import PlainFormatter
 from cogvideox.telemetry.evaluation_samples import save_samples
 from cogvideox.telemetry.report import write_report
 from data_video import SFTDataset, VideoDataset
@@ -109,6 +112,17 @@ def test_a_tar_whose_members_leave_their_folder(tmp_path: Path, place: Path) -> 
     assert sorted(tmp_path.rglob("*")) == before
 
 
+def test_a_tar_whose_headers_would_fill_the_memory(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A member's long name of 10 GB, as the header before it says, in a file that has them."""
+    info = tarfile.TarInfo("././@LongLink")
+    info.type, info.size = tarfile.GNUTYPE_LONGNAME, 10**10
+    with (tmp_path / "000.tar").open("wb") as file:
+        file.write(info.tobuf(tarfile.GNU_FORMAT))
+        file.truncate(10**10 + 4096)
+    with pytest.raises(UserError, match=r"damaged \(a header of 10,000,000,\d+ bytes\)"):
+        VideoDataset(str(tmp_path), [32, 48], 5, 8)
+
+
 def test_a_caption_of_shell_metacharacters(tmp_path: Path, place: Path) -> None:
     data = clips(tmp_path / "data", "$(touch evil)", "a;touch evil", "-y", caption=CAPTION)
     dataset = SFTDataset(data, **SIZES)
@@ -124,11 +138,6 @@ def test_a_caption_of_shell_metacharacters(tmp_path: Path, place: Path) -> None:
 
 def test_names_and_captions_do_not_speak_to_the_terminal(tmp_path: Path) -> None:
     """A log and a message of ours have neither colours nor lines of others in them."""
-    import logging
-
-    from cogvideox.errors import UserError
-    from cogvideox.telemetry.console import PlainFormatter
-
     name = "a\x1b[2J\x9b1m\u202e.mp4\n12:00:00 saved runs/1 in 0.1 s"
     line = PlainFormatter().format(logging.LogRecord("x", logging.INFO, "", 0, "left out %s", (name,), None))
     assert "a\\x1b[2J\\x9b1m\\u202e.mp4" in line

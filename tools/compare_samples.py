@@ -29,6 +29,7 @@ import yaml  # noqa: E402
 from PIL import Image, ImageDraw, ImageFont  # noqa: E402
 from torch import Tensor  # noqa: E402
 
+from cogvideox.config.bounds import safe_yaml  # noqa: E402
 from cogvideox.data.looking import usable_span  # noqa: E402
 from cogvideox.data.reading import UnreadableVideo, read_frames  # noqa: E402
 from cogvideox.data.scaling import to_clip  # noqa: E402
@@ -99,9 +100,13 @@ def read_config(run: Path) -> dict[str, Any]:
     path = run / "training_config.yaml"
     if not path.is_file():
         raise UserError(f"{path} does not exist: give a run's folder, <save>/<experiment_name>-MM-DD-HH-MM")
-    config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    if config["data"]["target"] != DATA_TARGET:
-        raise UserError(f"the run's data.target is {config['data']['target']}; only {DATA_TARGET} can be compared with")
+    try:
+        config = safe_yaml(path)
+        target = config["data"]["target"]
+    except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is no config of a run ({error!r}): put back the file that the run wrote") from error
+    if target != DATA_TARGET:
+        raise UserError(f"the run's data.target is {target}; only {DATA_TARGET} can be compared with")
     return config
 
 

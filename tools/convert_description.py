@@ -113,7 +113,7 @@ def training_config(files: Sequence[str]) -> dict[str, Any]:
 def _read_config(path: Path, class_name: str) -> dict[str, Any]:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not valid JSON ({error}): copy it again") from error
     found = config.get("_class_name") if isinstance(config, dict) else None
     if found != class_name:

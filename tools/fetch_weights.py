@@ -146,6 +146,7 @@ def hub_files(download: Download) -> tuple[str, list[HubFile]]:
         _hub_file(sibling)
         for sibling in info.siblings or []
         if any(fnmatch(sibling.rfilename, pattern) for pattern in download.patterns)
+        and ".." not in Path(sibling.rfilename).parts  # what does not match its list entry is removed
     ]
     if not files:
         raise UserError(f"{download.repository} has no files {' or '.join(download.patterns)}")

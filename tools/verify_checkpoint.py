@@ -36,6 +36,7 @@ from cogvideox.checkpoint.inference import weights_to_sample_with  # noqa: E402
 from cogvideox.checkpoint.loading import MODEL_FILES, StartingWeights, checkpoint_folder  # noqa: E402
 from cogvideox.checkpoint.lora_names import from_peft, is_sat_adapter, to_peft  # noqa: E402
 from cogvideox.checkpoint.naming import NETWORK_PREFIX  # noqa: E402
+from cogvideox.config.bounds import safe_yaml  # noqa: E402
 from cogvideox.config.targets import allowed_modules  # noqa: E402
 from cogvideox.errors import UserError  # noqa: E402
 from cogvideox.transformer.tensor_parallel import merge  # noqa: E402
@@ -104,7 +105,7 @@ def open_checkpoint(path: Path, base: Path | None = None) -> Checkpoint:
 
 def _config_of(file: Path) -> Mapping[str, Any]:
     try:
-        config = yaml.safe_load(file.read_text(encoding="utf-8"))
+        config = safe_yaml(file)
         network = config["model"]["network_config"]["params"]
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         reason = " ".join(str(error).split())

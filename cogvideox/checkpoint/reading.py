@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,7 +98,7 @@ def _refuse_part(file: Path) -> None:
     if file in others and len(others) > 1:
         raise UserError(
             f"{file.parent} is cut for {len(others)} model parallel ranks: make one file of it with\n"
-            f"  python tools/convert_checkpoint.py {file.parent} OUTPUT --to sat"
+            f"  python tools/convert_checkpoint.py {shlex.quote(str(file.parent))} OUTPUT --to sat"
         )
 
 

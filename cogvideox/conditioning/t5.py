@@ -18,7 +18,7 @@ from torch import Tensor
 
 from cogvideox.checkpoint.safe_loading import load_safely
 from cogvideox.conditioning.conditioner import Embedder
-from cogvideox.conditioning.t5_files import T5Files, find_t5
+from cogvideox.conditioning.t5_files import T5Files, check_config, find_t5
 from cogvideox.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -119,6 +119,7 @@ def load_encoder(files: T5Files, torch_dtype: str | None) -> Any:
     from safetensors import SafetensorError
     from transformers import T5EncoderModel
 
+    check_config(files.encoder / "config.json")
     logger.info("loading the T5 encoder from %s", files.encoder)
     try:
         with quiet_progress():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +16,7 @@ ATTENTION = (None, "eager", "sdpa", "flash_attention_2")  # what transformers ha
 WEIGHT_INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 
 # The text encoder is the same for all CogVideoX models; this repository's copy is the smallest download (float16).
-FETCH = 'hf download zai-org/CogVideoX-2b --include "text_encoder/*" --include "tokenizer/*" --local-dir "{folder}"'
+FETCH = 'hf download zai-org/CogVideoX-2b --include "text_encoder/*" --include "tokenizer/*" --local-dir {folder}'
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,6 @@ def find_t5(model_dir: str, cache_dir: str | None = None) -> T5Files:
     lacks = _lacking(files)
     if lacks:
         raise _missing(model_dir, folder, "it lacks " + " and ".join(lacks))
-    _check_config(files.encoder / "config.json")
     return files
 
 
@@ -59,8 +59,8 @@ def _lacking(files: T5Files) -> list[str]:
     return lacks
 
 
-def _check_config(path: Path) -> None:
-    """transformers fetches and runs an attention kernel from the hub where a config names one."""
+def check_config(path: Path) -> None:
+    """Raise UserError where a config names an attention kernel: transformers would fetch it from the hub and run it."""
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
         kernels = {key: value for key, value in config.items() if key.endswith("attn_implementation")}
@@ -105,5 +105,5 @@ def _missing(model_dir: str, folder: Path, what: str) -> UserError:
     target = model_dir if not _is_hub_name(model_dir) or model_dir.count("/") == 0 else "t5-v1_1-xxl"
     return UserError(
         f"the T5 text encoder is not at `{model_dir}` (model_dir of FrozenT5Embedder; looked in {folder.absolute()}): "
-        f"{what}. Fetch it with\n  {FETCH.format(folder=target)}\nand set model_dir to that folder."
+        f"{what}. Fetch it with\n  {FETCH.format(folder=shlex.quote(target))}\nand set model_dir to that folder."
     )

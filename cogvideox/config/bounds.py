@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import stat
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -20,6 +21,19 @@ def read_limited(path: Path, most_bytes: int = MOST_BYTES) -> str:
     if status.st_size > most_bytes:
         raise OSError(f"{path} has {status.st_size:,} bytes, at most {most_bytes:,} are read")
     return path.read_text(encoding="utf-8")
+
+
+def safe_yaml(path: Path) -> Any:
+    """What a YAML file holds: plain values, within the bounds. Raises OSError, UnicodeDecodeError, yaml.YAMLError."""
+    text = read_limited(path)
+    try:
+        if fault := fault_of_tree(yaml.compose(text, Loader=yaml.SafeLoader)):
+            raise yaml.YAMLError(fault)
+        return yaml.safe_load(text)
+    except RecursionError as error:
+        raise yaml.YAMLError("is nested too deep") from error
+    except (ValueError, AttributeError, TypeError, OverflowError) as error:  # of a tag whose value does not fit it
+        raise yaml.YAMLError(str(error)) from error
 
 
 def fault_of_tree(root: yaml.Node | None) -> str | None:

@@ -229,7 +229,7 @@ def _remembered(lines: bytes) -> Iterator[tuple[Identity, str]]:
             path, size, mtime_ns, ctime_ns, inode, digest, check = json.loads(line)
             if check == _check_of([path, size, mtime_ns, ctime_ns, inode, digest]):
                 yield (path, size, mtime_ns, ctime_ns, inode), digest
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, RecursionError):
             continue  # of a writer that was killed, or of two on a file system where their lines mix
 
 

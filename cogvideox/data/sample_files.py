@@ -44,8 +44,8 @@ def is_complete(path: Path, record: Mapping[str, Any]) -> bool:
         return False
     remedy = "choose another --output-dir, or replace it with --overwrite"
     try:
-        found = json.loads(record_path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        found = dict(json.loads(record_path(path).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError, RecursionError):
         raise UserError(
             f"{path} is there already, and no {record_path(path).name} says how it was drawn: {remedy}"
         ) from None

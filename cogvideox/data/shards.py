@@ -6,6 +6,7 @@ import os
 import posixpath
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 from braceexpand import braceexpand
@@ -18,6 +19,9 @@ TAR_SUFFIX = ".tar"
 LIST_SUFFIXES = (".txt", ".list", ".lst")
 LISTED_SCHEMES = ("http", "https", "s3")
 """Schemes that a list file may name; a list may have come with a download."""
+
+MOST_SHARDS = 1_000_000
+"""That braces may stand for."""
 
 SCHEMES = (*LISTED_SCHEMES, "memory")
 """What may be named at all; `memory` is fsspec's for what this process holds. Others of fsspec's start programs, log in
@@ -97,9 +101,12 @@ def _shards_of(source: str, faults: list[str]) -> Iterator[Shard]:
         yield from _of_one(source, faults)
         return
     try:
-        places = list(braceexpand(source))
+        places = list(islice(braceexpand(source), MOST_SHARDS + 1))
     except ValueError:  # its UnbalancedBracesError
         faults.append(f"{source}: a brace is not closed")
+        return
+    if len(places) > MOST_SHARDS:
+        faults.append(f"{source}: stands for more than {MOST_SHARDS:,} shards")
         return
     for place in places:
         if place.startswith(PIPE) and not source.startswith(PIPE):

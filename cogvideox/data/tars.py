@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import numpy as np
 from fsspec.core import url_to_fs
@@ -26,6 +26,7 @@ from cogvideox.data.shards import PIPE, Shard
 from cogvideox.errors import UserError
 
 LONGEST_NAME = 1024
+LARGEST_HEADER = 1 << 20
 LARGEST_MEMBER = 2_000_000_000
 """Bytes of a video that are taken into memory at once."""
 
@@ -162,10 +163,23 @@ def _run_into(command: str, file: IO[bytes]) -> None:
         raise OSError(f"ended with status {done.returncode}")
 
 
+class _Headers:
+    """A file as tarfile reads headers from it: those that a tar continues with long names are limited in size."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file, self.seek, self.tell = file, file.seek, file.tell
+
+    def read(self, size: int) -> bytes:
+        """Raises tarfile.ReadError."""
+        if size > LARGEST_HEADER:
+            raise tarfile.ReadError(f"a header of {size:,} bytes")
+        return self._file.read(size)
+
+
 def _members(file: IO[bytes], faults: list[str]) -> Iterator[dict[str, Any]]:
     """The plain files in a tar, as webdataset's `group_by_keys` takes them, with places for data."""
     try:
-        with tarfile.open(fileobj=file, mode="r:") as tar:
+        with tarfile.open(fileobj=cast("IO[bytes]", _Headers(file)), mode="r:") as tar:
             end = -1
             while (member := tar.next()) is not None:
                 tar.members.clear()  # type: ignore[attr-defined]  # they would pile up

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import copy
 import logging
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,8 @@ def load_checkpoint(model: Any, args: argparse.Namespace) -> int:
     if holds_adapters_alone(first.state_dict):
         raise UserError(
             f"{first.source} holds adapters alone and does not name the weights that they are for; make a checkpoint "
-            f"that does: python tools/convert_checkpoint.py {first.source} DIR --lora import --base-weights WEIGHTS"
+            f"that does: python tools/convert_checkpoint.py {shlex.quote(str(first.source))} DIR --lora import "
+            "--base-weights WEIGHTS"
         )
     for weights in chain:
         model.load_weights(weights, allow_missing=args.force_train or weights.base is not None)

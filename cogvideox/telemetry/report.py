@@ -19,6 +19,7 @@ from urllib.parse import quote
 
 import yaml
 
+from cogvideox.config.bounds import safe_yaml
 from cogvideox.parallel import current
 from cogvideox.platform import device_count, device_type
 from cogvideox.telemetry.chart import Point, Series, line_chart
@@ -186,8 +187,8 @@ def _config(run_folder: Path) -> str:
         return ""
     text = path.read_text(encoding="utf-8", errors="replace")
     try:
-        values = flatten(yaml.safe_load(text))
-    except yaml.YAMLError:
+        values = flatten(safe_yaml(path))
+    except (yaml.YAMLError, OSError, UnicodeDecodeError):
         values = {}
     rows = [(key, str(values[key])) for key in HIGHLIGHTS if values.get(key) is not None]
     details = f"<details><summary>training_config.yaml</summary><pre>{escape(text)}</pre></details>"
