@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from arguments import get_args, initialize_distributed
 from cogvideox.config.launchers import map_launcher_variables, tell_once
 from cogvideox.errors import UserError, config_without_credentials
+from cogvideox.sat_bridge import stopping
 
 if TYPE_CHECKING:
     import torch
@@ -131,16 +132,17 @@ def log_video(
             report_videos(args.iteration, written, int(batch["fps"][0]))
 
 
-def train(args: argparse.Namespace) -> None:
-    """Everything after the arguments: groups, data class, SAT's loop."""
+def train(args: argparse.Namespace) -> int:
+    """Everything after the arguments: groups, data class, SAT's loop. 1 if its last step is not saved, else 0."""
     import yaml
 
     from cogvideox.config import data_set_class
+    from cogvideox.sat_bridge import endings
     from cogvideox.sat_bridge.bridge import bent
     from cogvideox.sat_bridge.building import training_dtype
+    from cogvideox.sat_bridge.watchdog import watching
     from cogvideox.telemetry.console import log_to_console
     from cogvideox.telemetry.phases import phases
-    from diffusion_video import SATVideoDiffusionEngine
 
     log_to_console(speaks=args.rank == 0)
     for note in args.config_notes:
@@ -155,49 +157,60 @@ def train(args: argparse.Namespace) -> None:
         from latent_cache import cached
 
         create_dataset_function = cached(create_dataset_function, training_dtype(args))
-    with bent(args) as run:
-        from sat.training.deepspeed_training import training_main
+    with endings.attached(args) as lifeline:
+        with bent(args) as run, watching(args.stall_timeout_s, run.folder, lifeline):
+            run_loop(args, data_class, create_dataset_function, run.reporter.videos)
+        return stopping.farewell(run)
 
-        training_main(
-            args,
-            model_cls=SATVideoDiffusionEngine,
-            forward_step_function=partial(forward_step, data_class=data_class),
-            forward_step_eval=partial(
-                forward_step_eval,
-                data_class=data_class,
-                only_log_video_latents=args.only_log_video_latents,
-                report_videos=run.reporter.videos,
-            ),
-            create_dataset_function=create_dataset_function,
-        )
+
+def run_loop(args: argparse.Namespace, data_class: type, create_dataset_function: Any, report_videos: Any) -> None:
+    """SAT's `training_main`, as it is bent, from the data sets to the last checkpoint."""
+    from sat.training.deepspeed_training import training_main
+
+    from diffusion_video import SATVideoDiffusionEngine
+
+    training_main(
+        args,
+        model_cls=SATVideoDiffusionEngine,
+        forward_step_function=partial(forward_step, data_class=data_class),
+        forward_step_eval=partial(
+            forward_step_eval,
+            data_class=data_class,
+            only_log_video_latents=args.only_log_video_latents,
+            report_videos=report_videos,
+        ),
+        create_dataset_function=create_dataset_function,
+    )
 
 
 def main(args_list: list[str] | None = None) -> int:
-    """Parse, then train; the exit status is 0, 2 for a mistake in what was given, 1 for numbers that went wrong. Neither
-    has a traceback.
+    """Parse, then train; the exit status is 0, also where a signal ended the training early and it is saved, 2 for a
+    mistake in what was given, 1 for numbers that went wrong, both without a traceback, and 1 for other failures.
     """
-    map_launcher_variables(os.environ)
-    # Before torch is loaded: threads that wait for each other sleep instead of spinning. No slower on an idle CPU, and
-    # on one that others use too the difference between a slow step and a twenty times slower one.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    try:
-        args = get_args(args_list)
-    except UserError as error:
-        tell_once(error)
-        return 2
+    with stopping.installed() as stops:
+        map_launcher_variables(os.environ)
+        # Before torch is loaded: threads that wait for each other sleep instead of spinning. No slower on an idle CPU,
+        # and on one that others use too the difference between a slow step and a twenty times slower one.
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+        try:
+            args = get_args(args_list)
+        except UserError as error:
+            tell_once(error)
+            return 2
+        stops.max_hours = args.max_hours
 
-    from cogvideox.sat_bridge import distributed
+        from cogvideox.sat_bridge import distributed, endings
 
-    try:
-        train(args)
-    except UserError as error:
-        if distributed.first_to_say(str(error)):
-            print(error, file=sys.stderr, flush=True)
-        return error.exit_status
-    # Only here: after a failure this would wait for ranks that are busy elsewhere.
-    distributed.shutdown()
-    return 0
+        try:
+            status = train(args)
+        except Exception as error:
+            return endings.tell(error)
+        # Only here: after a failure this would wait for ranks that are busy elsewhere.
+        distributed.shutdown()
+        return status
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_status = main()
+    stopping.ignore_signals()  # all is done
+    sys.exit(exit_status)

@@ -130,10 +130,29 @@ launch() { # COMMAND...: print it, then become it; after a quickstart, show what
 run_quickstart() { # COMMAND...
     local status=0 marker
     marker="$(mktemp)"
-    env ${LAUNCH_ENV[@]+"${LAUNCH_ENV[@]}"} "$@" || status=$?
-    [ $status -ne 0 ] || show_samples "$marker" || status=$?
+    run_with_signals env ${LAUNCH_ENV[@]+"${LAUNCH_ENV[@]}"} "$@" || status=$?
+    [ $status -ne 0 ] || $WAS_SIGNALLED || show_samples "$marker" || status=$?
     rm -f "$marker"
     exit $status
+}
+
+WAS_SIGNALLED=false
+
+run_with_signals() { # COMMAND...: its status; signals that come here are passed on to it, and it is waited for
+    local name child status=0
+    "$@" <&0 &
+    child=$!
+    for name in TERM INT USR1; do
+        # shellcheck disable=SC2064  # the child's number is that of now
+        trap "WAS_SIGNALLED=true; kill -$name $child 2>/dev/null || true" "$name"
+    done
+    wait "$child" || status=$?
+    while kill -0 "$child" 2>/dev/null; do # a signal has ended the wait, not the child
+        status=0
+        wait "$child" || status=$?
+    done
+    trap - TERM INT USR1
+    return $status
 }
 
 show_samples() { # MARKER: hold the samples of the run that is newer than the file MARKER against their clips

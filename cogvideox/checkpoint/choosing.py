@@ -6,6 +6,7 @@ import glob
 from dataclasses import dataclass
 from pathlib import Path
 
+from cogvideox.checkpoint.pointers import read_latest
 from cogvideox.errors import UserError
 
 MODEL_FILE = "mp_rank_00_model_states.pt"
@@ -54,17 +55,35 @@ def choose_checkpoint(path: Path, iteration: int | None = None) -> Checkpoint:
     latest = path / "latest"
     if not latest.is_file():
         return Checkpoint(path, is_sat=False)
-    name = latest.read_text(encoding="utf-8", errors="replace").strip()
+    name = read_latest(latest)
     if not (path / name / MODEL_FILE).is_file():
         raise UserError(f"{latest} names {name!r}, but {path / name / MODEL_FILE} is not there: {_listed(path)}")
     return _sat(path / name)
 
 
-def newest_run(save: Path, experiment_name: str) -> Path | None:
-    """The run of this name in `save` whose checkpoint is the newest, if there is any."""
+def runs_of(save: Path, experiment_name: str) -> list[Path]:
+    """The runs of this name in `save` that have saved, that with the newest checkpoint first."""
     pointers = [path / "latest" for path in save.glob(f"{glob.escape(experiment_name)}-*")] if save.is_dir() else []
     pointers = [path for path in pointers if path.is_file()]
-    return max(pointers, key=lambda path: path.stat().st_mtime).parent if pointers else None
+    return [path.parent for path in sorted(pointers, key=lambda path: path.stat().st_mtime, reverse=True)]
+
+
+def run_of(path: Path) -> Path:
+    """The run that `path`, itself or one of its checkpoints, means."""
+    return path.parent if path.name.isdigit() and not (path / "latest").is_file() else path
+
+
+def checkpoints_of(run: Path) -> list[Path]:
+    """The checkpoint that `latest` names, then those before it, the newest first; without `latest` all that are there.
+
+    Those after it are what an interrupted save left, or of a past that the run went back from.
+    """
+    numbers = {int(path.name) for path in run.iterdir() if path.name.isdigit() and path.is_dir()}
+    latest = run / "latest"
+    name = latest.read_text(encoding="utf-8", errors="replace").strip() if latest.is_file() else ""
+    if name.isdigit():
+        numbers = {number for number in numbers if number <= int(name)}
+    return [run / str(number) for number in sorted(numbers, reverse=True)]
 
 
 def ema_file_of(checkpoint: Checkpoint) -> Path:

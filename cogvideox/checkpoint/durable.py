@@ -1,15 +1,110 @@
-"""What has been written, on the disk and not only on its way there."""
+"""The one door for every file operation of a save: what has been written is on the disk, and not only on its way there.
+
+All of these raise OSError.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import os
+import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+READ_BYTES = 1 << 22
+
+
+class Written(NamedTuple):
+    """A file's size in bytes and the SHA-256 of its content, in hexadecimal digits."""
+
+    size: int
+    sha256: str
+
+
+class Hashing:
+    """A file to write into that hashes what passes; for writers that go from front to back, as torch.save does."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file, self._digest, self._size = file, hashlib.sha256(), 0
+
+    def write(self, data: Any) -> int:
+        """All of `data` (bytes-like), or OSError."""
+        view = memoryview(data).cast("B")
+        done = self._file.write(view)
+        if done != len(view):
+            raise OSError(f"{self._file.name}: only {done} of {len(view)} bytes could be written")
+        self._digest.update(view)
+        self._size += done
+        return done
+
+    def flush(self) -> None:
+        """Nothing: the file is flushed at its end."""
+
+    @property
+    def written(self) -> Written:
+        """What has passed so far."""
+        return Written(self._size, self._digest.hexdigest())
+
+
+def open_file(path: Path) -> BinaryIO:
+    """A new file to write."""
+    return path.open("xb")
+
+
+def write_file(path: Path, write: Callable[[Any], None]) -> Written:
+    """A new file with what `write(file)` writes, on the disk when this returns."""
+    with open_file(path) as file:
+        hashing = Hashing(file)
+        write(hashing)
+        file.flush()
+        os.fsync(file.fileno())
+    return hashing.written
+
+
+def hash_file(path: Path) -> Written:
+    """Of a file that is there, by reading it."""
+    digest, size = hashlib.sha256(), 0
+    with path.open("rb") as file:
+        while block := file.read(READ_BYTES):
+            digest.update(block)
+            size += len(block)
+    return Written(size, digest.hexdigest())
 
 
 def sync(path: Path) -> None:
-    """Wait until a file's content, or a folder's names, have reached the disk. Raises OSError."""
+    """Wait until a file's content, or a folder's names, have reached the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def rename(path: Path, name: Path) -> None:
+    """Give a file or folder another name, in place of a file of that name, durably."""
+    os.replace(path, name)
+    sync(name.parent)
+
+
+def replace_text(path: Path, text: str) -> None:
+    """A file that holds `text`, in one move: a reader, and a crash, see what was there before or all of it."""
+    aside = path.with_name(f"{path.name}.incomplete")
+    aside.unlink(missing_ok=True)
+    write_file(aside, lambda file: file.write(text.encode()))
+    rename(aside, path)
+
+
+def make_folder(path: Path) -> None:
+    """A new folder; its parents too."""
+    path.mkdir(parents=True)
+
+
+def remove_folder(path: Path) -> None:
+    """A folder with all that is in it, if there is one; under another name first, so that no half passes for it."""
+    if not path.exists():
+        return
+    condemned = path.with_name(f"{path.name}.deleted")
+    shutil.rmtree(condemned, ignore_errors=True)
+    rename(path, condemned)
+    shutil.rmtree(condemned)

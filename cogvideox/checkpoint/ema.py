@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,20 +19,16 @@ from cogvideox.parallel import current
 SHADOW = "shadow"
 
 
-def save_averages(engine: Any, folder: Path, state: dict[str, Any]) -> dict[str, Tensor]:
-    """Write the averages of what trains to `<folder>/mp_rank_XX_ema_states.pt`; every rank must call this.
+def averages_of(engine: Any) -> dict[str, Tensor]:
+    """The averages of what trains, on the CPU; nothing but on data parallel rank 0. Every rank must call this.
 
     They have the names, shapes and dtype of the weights in the model file, so that they load in their place; those in
     float32 stay in the optimizer's state, from which training goes on. One parameter at a time is whole on the device.
-    `state` goes into the file too. Returns what was written, on the CPU; nothing but on data parallel rank 0.
     """
-    groups = current()
     averages = {}
     for name, average in _averages(engine):
-        if groups.data.rank == 0:
+        if current().data.rank == 0:
             averages[name] = average.to("cpu", copy=True)
-    if groups.data.rank == 0:
-        torch.save({"module": averages, **state}, folder / f"mp_rank_{groups.model.rank:02d}_ema_states.pt")
     return averages
 
 

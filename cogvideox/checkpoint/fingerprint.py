@@ -6,6 +6,7 @@ import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -52,14 +53,13 @@ class LiveModel:
     fingerprints: Mapping[str, Mapping[str, Fingerprint]]
     outputs: Mapping[str, Tensor]
 
-    def write(self, folder: Path, model_rank: int) -> None:
-        """As `<folder>/mp_rank_XX_live_states.pt`."""
+    def content(self) -> dict[str, Any]:
+        """What `read` makes the same of, in types that load without running code."""
         plain = {
             kind: {name: [found.checksum, found.norm, found.samples] for name, found in each.items()}
             for kind, each in self.fingerprints.items()
         }
-        content = {"fingerprints": plain, "outputs": dict(self.outputs)}
-        torch.save(content, folder / f"mp_rank_{model_rank:02d}_live_states.pt")
+        return {"fingerprints": plain, "outputs": dict(self.outputs)}
 
     @classmethod
     def read(cls, file: Path) -> LiveModel:

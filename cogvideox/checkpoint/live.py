@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,26 +19,23 @@ from cogvideox.parallel import current
 from cogvideox.platform import current_device
 
 
-def write_live_model(
-    engine: Any, network: Mapping[str, Any], averages: Mapping[str, Tensor] | None, folder: Path
-) -> None:
-    """Write `mp_rank_XX_live_states.pt` into `folder`; every rank must call this.
+def live_model(engine: Any, network: Mapping[str, Any], averages: Mapping[str, Tensor] | None) -> LiveModel | None:
+    """What the model is now, on data parallel rank 0, None on the others; every rank must call this.
 
-    `network` is `network_config.params`, `averages` what `save_averages` returned where there are any: they stand in
-    the weights' places for a second forward. The model is afterwards what it was, to the bit.
+    `network` is `network_config.params`, `averages` what `averages_of` returned where there are any: they stand in the
+    weights' places for a second forward. The model is afterwards what it was, to the bit.
     """
     groups = current()
     is_cut = engine.zero_optimization_partition_weights()
     if groups.data.rank != 0 and not is_cut:
-        return
+        return None
     fingerprints = {RAW: _fingerprints(engine)}
     outputs = {RAW: _forward(engine, network)}
     if averages is not None:
         fingerprints[EMA] = {name: Fingerprint.of(tensor) for name, tensor in averages.items()}
         with _holding(engine, averages):
             outputs[EMA] = _forward(engine, network)
-    if groups.data.rank == 0:
-        LiveModel(fingerprints, outputs).write(folder, groups.model.rank)
+    return LiveModel(fingerprints, outputs) if groups.data.rank == 0 else None
 
 
 def _fingerprints(engine: Any) -> dict[str, Fingerprint]:

@@ -1,8 +1,7 @@
-"""Continue from a checkpoint of DeepSpeed's: weights, optimizer, and every random state, on as many ranks as it had."""
+"""Continue from a checkpoint of DeepSpeed's: weights, optimizer, and every random state, also on other ranks."""
 
 from __future__ import annotations
 
-import pickle
 import random
 from pathlib import Path
 from typing import Any
@@ -10,64 +9,66 @@ from typing import Any
 import numpy as np
 import torch
 
+from cogvideox.checkpoint.manifest import Damaged, Manifest
+from cogvideox.checkpoint.recutting import Recut
+from cogvideox.checkpoint.safe_loading import load_safely
 from cogvideox.errors import UserError
 from cogvideox.parallel import current
 from cogvideox.platform import restore_device_random_states
 
 
-def read_safely(path: str, map_location: Any = None) -> Any:
-    """The content of a checkpoint file, without running code from it; in place of DeepSpeed's own reader.
+def read_safely(path: str, map_location: Any = None, mmap: bool = False) -> Any:
+    """The content of a checkpoint file, as `load_safely` has it; in place of DeepSpeed's own reader. UserError."""
+    return load_safely(path, map_location, mmap)
 
-    Beside tensors and plain values only what DeepSpeed itself pickles is let in. UserError if it is damaged or asks for
-    anything else.
+
+def resume_engine(engine: Any, checkpoint: Path) -> dict[str, Any]:
+    """Load `checkpoint`, a run's folder with a number, into an engine; every rank must call this.
+
+    Returns the client state. On another number of data parallel ranks than saved it the optimizer's state is cut anew.
+    Parameters that the checkpoint leaves out (those frozen in a LoRA run) keep what they have. Its files are taken to
+    be whole (`manifest.fault_of`). Raises UserError: no checkpoint, or of another model.
     """
-    from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
-    from deepspeed.runtime.zero.config import ZeroStageEnum
-    from deepspeed.utils.tensor_fragment import fragment_address
-
-    try:
-        with torch.serialization.safe_globals([LossScaler, DynamicLossScaler, ZeroStageEnum, fragment_address]):
-            return torch.load(path, map_location=map_location, weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read safely ({error}); resume from another checkpoint") from error
-
-
-def resume_engine(engine: Any, folder: Path) -> dict[str, Any]:
-    """Load `folder`'s latest checkpoint into a fresh engine; every rank must call this. Returns the client state.
-
-    Parameters that the checkpoint leaves out (those frozen in a LoRA run) keep what they have.
-    Raises UserError: no checkpoint, damaged, of another model, or saved on another number of ranks.
-    """
-    latest = folder / "latest"
-    if not latest.is_file():
-        raise UserError(f"{folder} holds no checkpoint to resume: there is no file `latest` in it (--resume)")
-    tag = latest.read_text(encoding="utf-8").strip()
     engine.checkpoint_engine.load = read_safely
     factors = [group["lr"] for group in engine.optimizer.param_groups]
-    _check_ranks(folder / tag)
+    before = _ranks_of(checkpoint) // current().model.size
+    if before != current().data.size and engine.zero_optimization():
+        recut = Recut(engine, checkpoint, before, read_safely)
+        engine.checkpoint_engine.load = recut.read
+        engine._get_all_ckpt_names = lambda *_: [recut.model_file(rank) for rank in range(current().model.size)]
     try:
-        path, state = engine.load_checkpoint(str(folder), tag=tag, load_module_strict=False)
+        path, state = engine.load_checkpoint(str(checkpoint.parent), tag=checkpoint.name, load_module_strict=False)
     except (RuntimeError, KeyError, AssertionError) as error:
-        raise UserError(f"{folder / tag} does not fit the model or the optimizer of this run: {error}") from error
+        raise UserError(f"{checkpoint} does not fit the model or the optimizer of this run: {error}") from error
+    finally:
+        engine.checkpoint_engine.load = read_safely
+        engine.__dict__.pop("_get_all_ckpt_names", None)
     if path is None:
-        raise UserError(f"{folder / tag} is not a whole checkpoint: files are missing (--resume)")
+        raise UserError(f"{checkpoint} is not a whole checkpoint: files are missing (--resume)")
     for group, factor in zip(engine.optimizer.param_groups, factors, strict=True):
         group["lr"] = factor  # the schedule multiplies it
     return state
 
 
-def _check_ranks(checkpoint: Path) -> None:
-    """Shards of optimizer state fit the number of ranks that wrote them."""
-    files = sorted(checkpoint.glob("*mp_rank_00_model_states.pt"))
-    if not files:
-        raise UserError(f"{checkpoint} is not a whole checkpoint: it has no model file (--resume)")
-    states = read_safely(str(files[0]), map_location="cpu").get("random_states", [])
-    size = current().world.size
-    if len(states) != size:
+def _ranks_of(checkpoint: Path) -> int:
+    """How many ranks saved it. UserError where it does not say, or they had another number of model parallel ranks."""
+    try:
+        ranks = Manifest.read(checkpoint).ranks
+    except Damaged as error:
+        raise UserError(f"{checkpoint} {error} (--resume)") from error
+    files = len(list(checkpoint.glob("mp_rank_*_model_states.pt")))
+    size = current().model.size
+    if files != size:
         raise UserError(
-            f"{checkpoint} was saved by {len(states)} ranks and this run has {size}: resume on as many, or start a new "
-            f"run from its weights with --load {checkpoint.parent}"
+            f"{checkpoint} is cut for {files} model parallel ranks and this run has {size}: resume with "
+            f"--model-parallel-size {files}, or start a new run from its weights with --load {checkpoint.parent}"
         )
+    return ranks
+
+
+def random_state_of(states: list[dict[str, Any]], rank: int, ranks: int) -> dict[str, Any] | None:
+    """Where `rank` goes on with its draws; None on another number of ranks than saved them: draws begin anew there."""
+    return states[rank] if len(states) == ranks else None
 
 
 def restore_random_state(state: dict[str, Any]) -> None:

@@ -160,10 +160,20 @@ _OURS = [
          "tools/check_data.py writes it"),
     Flag("max-bad-fraction", float, 0.5, "share of the clips that may fail to decode in training before it ends", 0.0,
          maximum=1),
+    Flag("max-bad-steps", int, 3, "steps in a row whose loss or gradients are not finite, after which the run goes back "
+         "to its last checkpoint, once, and then ends", 1),
     Flag("auto-warmup", bool, False, "SAT's warmup: 5 % of the learning rate for 100 iterations, then a jump"),
     Flag("profile-phases", bool, False, "log how long each phase of a step takes"),
     Flag("resume", str | None, None, "folder of a run (or `auto`) to continue exactly; auto: the newest run of this "
          "experiment name in --save, or a new one"),
+    Flag("async-save", bool, False, "write checkpoints while the training goes on, from copies in the host's memory"),
+    Flag("save-full", bool, False, "save the frozen weights too in a LoRA run, not its adapters alone"),
+    Flag("save-total-limit", int | None, None, "how many checkpoints to keep, the newest; all if not given", 1),
+    Flag("keep-every", int | None, None, "with --save-total-limit: also keep those of every so many iterations", 1),
+    Flag("max-hours", float | None, None, "save and end after this many hours, counted from the start of the process",
+         1e-6, never="leave it out for as long as it takes"),
+    Flag("stall-timeout-s", float, 1800.0, "seconds without progress on any rank (a wait for data is none) after which "
+         "the run ends with the stacks of all ranks; 0: never", 0.0, never="0 to wait for ever"),
     Flag("verify-save", bool, False, "load every checkpoint in another process before it gets its name; end the run if "
          "it does not compute what the live model does"),
 ]  # fmt: skip

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from cogvideox.checkpoint.choosing import MODEL_FILES
+from cogvideox.checkpoint.choosing import MODEL_FILES, run_of
 from cogvideox.checkpoint.first_bytes import fault_of_file
+from cogvideox.checkpoint.pointers import fault_of_latest
 from cogvideox.config.report import Problem
 from cogvideox.config.resumed import AUTO
 from cogvideox.config.settings import Settings, leaves
@@ -21,7 +23,7 @@ FOLDER_FILES = ("*.safetensors.index.json", "*.safetensors", MODEL_FILES, "3d-va
 FOLDER_DATASETS = ("data_video.SFTDataset",)
 # The same for all models; in this repository it has the fewest bytes. The T5 embedder names this command too.
 FETCH_TEXT_ENCODER = (
-    'hf download zai-org/CogVideoX-2b --include "text_encoder/*" --include "tokenizer/*" --local-dir "{folder}"'
+    'hf download zai-org/CogVideoX-2b --include "text_encoder/*" --include "tokenizer/*" --local-dir {folder}'
 )
 
 
@@ -34,7 +36,7 @@ def check_paths(settings: Settings) -> list[Problem]:
             problems.append(Problem(settings.source(key), key, what, _fetch(settings, value)))
         elif isinstance(value, str) and name == "model_dir" and not _is_text_encoder(value):
             what = f"there is no text encoder folder {value}{_from_here(value)}"
-            remedy = _ours(value) or f"correct the path, or `{FETCH_TEXT_ENCODER.format(folder=value)}`"
+            remedy = _ours(value) or f"correct the path, or `{FETCH_TEXT_ENCODER.format(folder=shlex.quote(value))}`"
             problems.append(Problem(settings.source(key), key, what, remedy))
     return problems
 
@@ -149,6 +151,8 @@ def _fault_of_latest(folder: Path) -> str | None:
     if not latest.is_file():
         return f"{folder} has no `latest`, so no whole checkpoint"
     named = latest.read_text(encoding="utf-8", errors="replace").strip()
+    if fault := fault_of_latest(named):
+        return f"{latest} {fault}"
     if files := sorted((folder / named).glob(MODEL_FILES)):
         return _fault_of_files(files)
     return f"{latest} names {named!r}, but {folder / named}/mp_rank_00_model_states.pt is not there"
@@ -159,10 +163,15 @@ def _run_to_resume(settings: Settings) -> Iterator[Problem]:
     if not isinstance(resume, str) or resume == AUTO:
         return
     folder = Path(resume)
-    what = _fault_of_latest(folder) if folder.is_dir() else f"there is no folder {resume}{_from_here(resume)}"
+    what = _fault_of_run(folder) if folder.is_dir() else f"there is no folder {resume}{_from_here(resume)}"
     if what:
-        remedy = f"give a run's folder, SAVE/NAME-MM-DD-HH-MM, or `{AUTO}`"
+        remedy = f"give a run's folder, SAVE/NAME-MM-DD-HH-MM, a checkpoint in it, or `{AUTO}`"
         yield Problem(settings.source("args.resume"), "args.resume", what, remedy)
+
+
+def _fault_of_run(folder: Path) -> str | None:
+    """Why nothing can be resumed from a run's folder or a checkpoint in it, as far as names and first bytes tell."""
+    return None if run_of(folder) != folder else _fault_of_latest(folder)
 
 
 def _is_text_encoder(name: str) -> bool:

@@ -8,7 +8,8 @@ from typing import Any
 
 import yaml
 
-from cogvideox.checkpoint.choosing import newest_run
+from cogvideox.checkpoint.choosing import run_of, runs_of
+from cogvideox.config.bounds import safe_yaml
 from cogvideox.config.report import Problem
 from cogvideox.config.settings import MISSING, Settings, leaves
 
@@ -50,9 +51,10 @@ def run_to_resume(settings: Settings) -> Path | None:
     if not isinstance(resume, str):
         return None
     if resume != AUTO:
-        return Path(resume)
+        return run_of(Path(resume))
     save, name = (settings.get(f"args.{key}") for key in ("save", "experiment_name"))
-    return newest_run(Path(save or DEFAULT_SAVE), name) if isinstance(name, str) else None
+    runs = runs_of(Path(save or DEFAULT_SAVE), name) if isinstance(name, str) else []
+    return runs[0] if runs else None
 
 
 def settle_resumed(settings: Settings, notes: list[str]) -> list[Problem]:
@@ -75,7 +77,7 @@ def settle_resumed(settings: Settings, notes: list[str]) -> list[Problem]:
 def _recorded(path: Path) -> Settings | None:
     """The config that a run wrote down, or None where it has none that can be read."""
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        tree = safe_yaml(path)
     except (OSError, UnicodeDecodeError, yaml.YAMLError):
         return None
     return Settings(tree) if isinstance(tree, dict) else None

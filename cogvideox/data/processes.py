@@ -1,9 +1,15 @@
-"""Work in other processes that may crash or hang: each job gets an answer, or a reason why there is none."""
+"""Work in other processes that may crash or hang: each job gets an answer, or a reason why there is none. And which
+signals concern processes that read: those of their parent.
+"""
 
 from __future__ import annotations
 
+import ctypes
 import multiprocessing
+import os
 import signal
+import sys
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -149,7 +155,8 @@ def _ending(exitcode: int | None) -> str:
 
 def _serve(work: Callable[[Job, Callable[[], None]], Answer], connection: Connection) -> None:
     """A worker's life: jobs in, answers out, until the parent closes the connection or kills it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends it
+    for each in (signal.SIGINT, signal.SIGUSR1):
+        signal.signal(each, signal.SIG_IGN)  # the parent ends it
     last = time.monotonic()
 
     def alive() -> None:
@@ -169,3 +176,30 @@ def _serve(work: Callable[[Job, Callable[[], None]], Answer], connection: Connec
             connection.send(answer)
     except (EOFError, OSError):  # the parent is gone
         return
+
+
+PR_SET_PDEATHSIG = 1  # of Linux's prctl
+
+
+def serve_parent_alone(_worker: int = 0) -> None:
+    """For `DataLoader(worker_init_fn=…)`: only the parent ends this process, by SIGTERM, or by its own end.
+
+    A launcher or a batch system that stops a run sends SIGTERM to all its processes, and the run saves before it ends:
+    it needs its readers until then. And where the parent is killed, one that hangs would be left.
+    """
+    for each in (signal.SIGINT, signal.SIGUSR1):
+        signal.signal(each, signal.SIG_IGN)
+    if sys.platform != "linux":
+        return
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # the thread has this mask too, and waits for it
+    parent = os.getppid()
+    threading.Thread(target=_end_with, args=(parent,), name="signals", daemon=True).start()
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(0)
+
+
+def _end_with(parent: int) -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+        pass
+    os._exit(0)

@@ -2,6 +2,7 @@
 
 from cogvideox.platform.device import (
     autocast,
+    available_memory,
     current_device,
     device_count,
     device_name,
@@ -20,6 +21,7 @@ from cogvideox.platform.device import (
 
 __all__ = [
     "autocast",
+    "available_memory",
     "current_device",
     "device_count",
     "device_name",

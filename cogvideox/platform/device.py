@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import sys
 import time
@@ -72,6 +73,15 @@ def peak_memory_bytes() -> int:
     except (OSError, IndexError, ValueError):
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return peak if sys.platform == "darwin" else peak * 1024
+
+
+def available_memory() -> int:
+    """Bytes of the host's memory that can be had without swapping; as much as there is where nobody says."""
+    try:
+        status = Path("/proc/meminfo").read_text(encoding="ascii")
+        return int(status.partition("MemAvailable:")[2].split()[0]) * 1024
+    except (OSError, IndexError, ValueError):
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def autocast(dtype: torch.dtype | None) -> AbstractContextManager[object]:

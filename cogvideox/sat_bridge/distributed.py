@@ -45,11 +45,17 @@ def initialize(args: argparse.Namespace) -> Groups:
         world=Group(rank, size, dist.group.WORLD),
         data=_group(mpu.get_data_parallel_group()),
         model=_group(mpu.get_model_parallel_group()),
-        host=Group(rank, size, dist.new_group(backend="gloo", timeout=PATIENCE) if size > 1 else None),
+        host=another_host_group(),
     )
     install(groups)
     seed_everything(args.seed)
     return groups
+
+
+def another_host_group() -> Group:
+    """All ranks, over the CPU and patient; for one thread of each. Every rank must call this."""
+    rank, size = dist.get_rank(), dist.get_world_size()
+    return Group(rank, size, dist.new_group(backend="gloo", timeout=PATIENCE) if size > 1 else None)
 
 
 def shutdown() -> None:

@@ -7,13 +7,21 @@ from typing import Any
 
 import torch
 
+from cogvideox.platform import current_device
+
+# Of what went wrong; the last one since the last log line, the others in the whole run.
+COUNTS = ("skipped_batches", "skipped_steps", "overflows", "loss_spikes")
+
 
 @dataclass
 class Recorder:
     """Sums over the micro-batches since the last log line."""
 
     lr: float = 0.0
-    skipped_batches: int = 0
+    skipped_batches: int = 0  # drawn beside those of the iterations
+    skipped_steps: int = 0
+    overflows: int = 0
+    loss_spikes: int = 0
     micro_batches: int = 0
     samples: int = 0
     grad_norm: torch.Tensor | float | None = None
@@ -26,14 +34,27 @@ class Recorder:
         for name, value in metrics.items():
             self.sums[name] = self.sums[name] + value if name in self.sums else value
 
-    def take_grad_norm(self, engine: Any) -> None:
-        """Keep the gradient norm (before clipping) that DeepSpeed measured in this step, if it did."""
-        norm = engine.get_global_grad_norm()
-        if norm is not None:
-            self.grad_norm = norm
+    def state(self) -> dict[str, Any]:
+        """What to save, to go on in the middle of an interval; after `torch.load`, `restore` takes it."""
+        norm = None if self.grad_norm is None else float(self.grad_norm)
+        interval = {"micro_batches": self.micro_batches, "samples": self.samples, "grad_norm": norm, "sums": self.sums}
+        interval |= {"loss_spikes": self.loss_spikes}
+        so_far = {"skipped_steps": self.skipped_steps, "overflows": self.overflows}
+        return {"skipped_batches": self.skipped_batches, "so_far": so_far, "interval": interval}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on where `state` was taken."""
+        self.skipped_batches = state["skipped_batches"]
+        so_far = state.get("so_far", {})
+        self.skipped_steps, self.overflows = so_far.get("skipped_steps", 0), so_far.get("overflows", 0)
+        interval = state.get("interval")
+        if interval is not None:
+            self.micro_batches, self.samples = interval["micro_batches"], interval["samples"]
+            self.grad_norm, self.loss_spikes = interval["grad_norm"], interval.get("loss_spikes", 0)
+            self.sums = {name: value.to(current_device()) for name, value in interval["sums"].items()}
 
     def drain(self) -> dict[str, float]:
-        """The means so far, as floats, by one transfer; starts a new interval."""
+        """The means so far, as floats, by one transfer, and the counts above 0; starts a new interval."""
         means: dict[str, float] = {}
         if self.sums:
             packed = torch.stack(list(self.sums.values())) / self.micro_batches
@@ -41,5 +62,7 @@ class Recorder:
         if self.grad_norm is not None:
             means["grad_norm"] = float(self.grad_norm)
         means["lr"] = self.lr
-        self.sums, self.micro_batches, self.samples = {}, 0, 0
+        counts = {name: getattr(self, name) for name in COUNTS}
+        means |= {name: float(count) for name, count in counts.items() if count}
+        self.sums, self.micro_batches, self.samples, self.loss_spikes = {}, 0, 0, 0
         return means

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,10 @@ from cogvideox.parallel import current
 from cogvideox.platform import device_name
 from cogvideox.sat_bridge.recorder import Recorder
 from cogvideox.telemetry import report
+from cogvideox.telemetry.metrics_file import read_metrics
 from cogvideox.telemetry.phases import phases
 from cogvideox.telemetry.progress import evaluation_line, training_line
-from cogvideox.telemetry.sinks import Logger, NullLogger, RunLogger, WandbSettings
+from cogvideox.telemetry.sinks import METRICS_NAME, Logger, NullLogger, RunLogger, WandbSettings
 from cogvideox.telemetry.throughput import ForwardFlops, Throughput, peak_flops, training_flops, transformer_flops
 
 logger = logging.getLogger(__name__)
@@ -88,8 +90,6 @@ class Reporter:
             iterations=iterations,
         )
         values = recorder.drain() | self._throughput.drain()
-        if recorder.skipped_batches:
-            values["skipped_batches"] = float(recorder.skipped_batches)
         if loss_scale is not None:
             values["loss_scale"] = loss_scale
         seconds_of_phases = {f"seconds_{name}": value / iterations for name, value in phases.totals().items()}
@@ -107,11 +107,30 @@ class Reporter:
         self.say(f"{evaluation_line(step, values, split)} ({where})")
         self._has_content = True
 
+    def go_back_to(self, step: int) -> None:
+        """What was logged after `step` is void: the run goes on from there."""
+        self._logger.go_back_to(step)
+
+    def has_evaluation(self, step: int) -> bool:
+        """Whether the validation of `step` has been logged; every rank must ask."""
+        path = self.folder / METRICS_NAME
+
+        def found() -> bool:
+            lines = read_metrics(path) if path.is_file() else []
+            return any(line.get("split") == "val" and line.get("iteration") == step for line in lines)
+
+        return current().host.on_first(found)
+
     def bad_clip(self, step: int, name: str, kind: str, reason: str, so_far: int) -> None:
         """A clip that another one stands in for from now on."""
         self._logger.bad_clip(step, name, kind, reason)
         if current().world.rank == 0:
             logger.warning("%s %s: another clip takes its place (%d so far)", name, reason, so_far)
+
+    def data_line(self, step: int, kind: str, values: Mapping[str, float | int | str]) -> None:
+        """A line of metrics.jsonl about the data that went wrong in `step`."""
+        self._logger.data_line(step, kind, values)
+        self._has_content = True
 
     def videos(self, step: int, files: dict[str, list[Path]], fps: int) -> None:
         """Show sample videos where videos are shown."""

@@ -4,33 +4,37 @@ from __future__ import annotations
 
 import argparse
 import logging
-import time
+import math
 from collections.abc import Callable
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from cogvideox.checkpoint.resuming import resume_engine
-from cogvideox.checkpoint.saving import save_checkpoint
+from cogvideox.checkpoint.resuming import random_state_of, resume_engine
 from cogvideox.data.checking import LeftOut, describe
 from cogvideox.errors import UserError
 from cogvideox.parallel import current
+from cogvideox.parallel.progress import tick
 from cogvideox.platform import reset_peak_memory
-from cogvideox.sat_bridge import building, loaders, training
+from cogvideox.sat_bridge import building, loaders, stopping, training
+from cogvideox.sat_bridge.bad_numbers import NumberWatch
+from cogvideox.sat_bridge.checkpoints import Checkpoints
 from cogvideox.sat_bridge.numbered import TellsReplaced
-from cogvideox.sat_bridge.optimizer import EmaAdamW
 from cogvideox.sat_bridge.recorder import Recorder
 from cogvideox.sat_bridge.reporting import Reporter
+from cogvideox.sat_bridge.rolling_back import Recovery
 from cogvideox.sat_bridge.timers import Timers
-from cogvideox.sat_bridge.verification import LiveGate, gate_of
 
 logger = logging.getLogger(__name__)
 
 
 class Run:
     """Holds the loaders, the recorder and the reporter that SAT's functions do not hand to each other."""
+
+    stopping: str | None = None  # why the run ends before its last iteration: from then on nothing is evaluated
 
     def __init__(self, args: argparse.Namespace, folder: Path) -> None:
         self.args, self.folder = args, folder
@@ -39,15 +43,17 @@ class Run:
         self._bad_clips: dict[str, LeftOut] = {}
         self._bad_in_evaluations: dict[str, dict[str, LeftOut]] = {"val": {}, "test": {}}
         self.reporter = Reporter(args, folder)
+        self.watch = NumberWatch(args.max_bad_steps, self.recorder, self.reporter)
+        self._recovery = Recovery(self)
         self.train_data: loaders.TrainLoader | None = None
         self.valid_data: loaders.EvaluationLoader | None = None
         self.test_data: loaders.EvaluationLoader | None = None
         self.sat_train: Callable[..., Any]
         self._timers: Timers | None = None
-        self._saved_at = -1
-        self._gate: LiveGate | None = None
-        self._random_state: dict[str, Any] | None = None
-        self._data_state: dict[str, Any] | None = None
+        self.checkpoints: Checkpoints
+        self._is_over = False  # SAT's loop has ended: what is saved now is the run's last state
+        self.best: dict[str, Any] | None = None  # the least validation loss so far and its iteration
+        self._resumed: dict[str, Any] | None = None  # what the checkpoint that the run goes on from says
 
     def make_loaders(self, args: argparse.Namespace, create: Any, collate_fn: Any = None) -> tuple[Any, Any, Any]:
         """As `loaders.make_loaders`; remembers what it made, and tells SAT the run's name."""
@@ -57,20 +63,25 @@ class Run:
 
     def setup(self, args: argparse.Namespace, model: Any) -> tuple[Any, Any]:
         """An engine and its optimizer, from the checkpoint to resume where there is one."""
-        self._gate = gate_of(args)
         engine, optimizer = building.setup_model_untrainable_params_and_optimizer(args, model)
+        self.checkpoints = Checkpoints(args, self.folder)
         if args.resume:
-            state = resume_engine(engine, Path(args.resume))
-            if state["seed"] != args.seed:
-                raise UserError(
-                    f"{args.resume} was trained with seed {state['seed']}: resume with --seed {state['seed']}"
-                )
-            args.iteration = self._saved_at = state["iteration"]
-            self.recorder.skipped_batches = state["skipped_batches"]
-            self._random_state = state["random_states"][current().world.rank]
-            self._data_state = state.get("data")
-            self.reporter.say(f"resuming {args.resume} at iteration {args.iteration}")
+            self._take_up(resume_engine(engine, Path(args.resume)))
         return engine, optimizer
+
+    def _take_up(self, state: dict[str, Any]) -> None:
+        """Go on where `state` was saved. UserError: with another seed."""
+        args = self.args
+        if state["seed"] != args.seed:
+            raise UserError(f"{args.resume} was trained with seed {state['seed']}: resume with --seed {state['seed']}")
+        args.iteration = self.checkpoints.saved_at = state["iteration"]
+        self.recorder.restore(state)
+        self.best = state.get("best")
+        self._resumed = state
+        self.reporter.go_back_to(args.iteration)
+        ranks = len(state["random_states"])
+        cut = "" if ranks == current().world.size else f", which {ranks} ranks saved: its parts are cut anew"
+        self.reporter.say(f"resuming {args.resume} at iteration {args.iteration}{cut}")
 
     def train(self, engine: Any, optimizer: Any, lr_scheduler: Any, *args: Any, **kwargs: Any) -> tuple[int, int]:
         """SAT's `train`, with each rank's own draws; `--exit-interval` ends it like its last iteration."""
@@ -78,16 +89,46 @@ class Run:
         self.reporter.describe_model(engine.module)
         assert self.train_data is not None
         self.reporter.opening(self.train_data.samples)
-        skipped = self.recorder.skipped_batches
-        if not self.train_data.start_at(self.args.iteration, skipped, self._data_state):
+        resumed = self._resumed or {}
+        if not self.train_data.start_at(self.args.iteration, self.recorder.skipped_batches, resumed.get("data")):
             self.reporter.say("the data is not what it was when the run was saved: its order begins anew")
-        with training.prepared_for_training(self.args, self._random_state):
+        self.watch.loader = self.train_data
+        if resumed:
+            lr_scheduler.load_state_dict(resumed["client_lr_scheduler"])
+            self.watch.restore(resumed["numbers"])
+        world = current().world
+        draws = random_state_of(resumed["random_states"], world.rank, world.size) if resumed else None
+        with training.prepared_for_training(self.args, draws):
+            engine.module.model.register_forward_hook(lambda *_: tick("a forward of the network"))
+            self._evaluate_what_was_due(engine, *args, **kwargs)
             try:
                 return self.sat_train(engine, optimizer, lr_scheduler, *args, **kwargs)
+            except stopping.Stopped:
+                return self.args.iteration, 0
             except SystemExit:
                 if not self.args.exit_interval or self.args.iteration % self.args.exit_interval:
                     raise
+                if self.args.iteration < self.args.train_iters:
+                    self.stopping = f"--exit-interval {self.args.exit_interval}"
                 return self.args.iteration, 0
+            finally:
+                self._is_over = True
+
+    def _evaluate_what_was_due(
+        self, engine: Any, _train: Any, valid: Any, timers: Timers, args: argparse.Namespace, **kwargs: Any
+    ) -> None:
+        """SAT saves before it evaluates: a run that ended in between has an evaluation to make up for."""
+        at, every = args.iteration, args.eval_interval
+        if not self._resumed or not every or at % every or not args.do_valid or self.reporter.has_evaluation(at):
+            return
+        self.evaluate_and_print_results(
+            f"iteration {at}", valid, engine, args.eval_iters, args, timers, False, "val", hooks=kwargs["hooks"]
+        )
+
+    def goes_on(self) -> bool:
+        """Whether no rank is to stop; every rank asks, before each step and each batch of an evaluation."""
+        self.stopping = self.stopping or stopping.current().agree()
+        return self.stopping is None
 
     def train_step(
         self,
@@ -99,7 +140,10 @@ class Run:
         timers: Timers,
         hooks: dict[str, Any],
     ) -> tuple[torch.Tensor, int, dict[str, torch.Tensor]]:
-        """As `training.train_step`, recorded."""
+        """As `training.train_step`, recorded. Raises Stopped, on all ranks, where the run is to end before it."""
+        tick(f"iteration {args.iteration}")
+        if not self.goes_on():
+            raise stopping.Stopped
         self._timers = timers
         return training.train_step(
             data_iterator,
@@ -109,8 +153,18 @@ class Run:
             args,
             timers,
             forward_step=hooks["forward_step"],
-            recorder=self.recorder,
+            watch=self.watch,
+            recover=partial(self._recover, engine, lr_scheduler, timers, hooks["forward_step"]),
         )
+
+    def _recover(self, engine: Any, lr_scheduler: Any, timers: Timers, forward_step: Callable[..., Any]) -> None:
+        """After too many bad steps in a row: back to the last checkpoint, or an end."""
+
+        def forward(batch: dict[str, Any]) -> torch.Tensor:
+            return forward_step(iter([batch]), engine, self.args, timers)[0]
+
+        with self._not_training_time():
+            self._recovery.after_bad_steps(engine, lr_scheduler, forward)
 
     def report_iteration_metrics(
         self, _writer: Any, optimizer: Any, _lr: float, _loss: float, elapsed_ms: float, step: int, total: int, *_: Any
@@ -158,16 +212,23 @@ class Run:
         summary_writer: Any = None,  # noqa: ARG002  (SAT passes it by name)
         hooks: dict[str, Any] | None = None,
     ) -> float:
-        """Mean validation or test loss over ranks and batches, logged; the time it takes is not training time."""
+        """Mean validation or test loss over ranks and batches, logged; the time it takes is not training time.
+
+        Not a number, and nothing is logged, where the run stops meanwhile.
+        """
         assert hooks is not None
         loader = self.valid_data if split == "val" else self.test_data
         assert loader is not None
         args.eval_split = split
         with self._not_training_time():
             batches = len(loader) if args.strict_eval else eval_iters
-            values = training.evaluate(loader, engine, batches, args, timers, hooks["forward_step_eval"])
+            values = training.evaluate(loader, engine, batches, args, timers, hooks["forward_step_eval"], self.goes_on)
+            if values is None:
+                return math.nan
             at = step if step is not None else args.iteration
             self._tell_of_new(at, loader, self._bad_in_evaluations[split], f" ({split} data)")
+            if split == "val" and (self.best is None or values["loss"] < self.best["loss"]):
+                self.best = {"loss": values["loss"], "iteration": at}
             self.reporter.evaluation(at, values, split, prefix)
             self.reporter.write_report()
         return values["loss"]
@@ -177,34 +238,21 @@ class Run:
     ) -> None:
         """Save once per iteration; the last save of `training_main` is often one that was just made.
 
-        With `--verify-save`, raises UserError where what was saved does not load as what was trained.
+        UserError: with `--verify-save` what was saved does not load as what was trained, or the last state of the run
+        cannot be saved.
         """
-        if iteration == self._saved_at:
-            return
-        adapters_only = bool(args.load) and engine.module.trains_adapters_only
-        state = {
+        assert self.train_data is not None
+        state = self.recorder.state() | {
             "client_lr_scheduler": lr_scheduler.state_dict(),
             "seed": args.seed,
-            "skipped_batches": self.recorder.skipped_batches,
             "data_parallel_size": current().data.size,
-            "data": self.train_data.state(iteration, self.recorder.skipped_batches) if self.train_data else None,
-            "adapters_only": adapters_only,
-            "base_weights": args.base_weights if args.load else None,
+            "data": self.train_data.state(iteration, self.recorder.skipped_batches),
+            "best": self.best,
+            "numbers": self.watch.state(),
         }
         with self._not_training_time():
-            began = time.perf_counter()
-            final = save_checkpoint(
-                engine,
-                Path(args.save),
-                iteration,
-                state,
-                adapters_only=adapters_only,
-                averages=isinstance(engine.basic_optimizer, EmaAdamW),
-                gate=self._gate,
-            )
+            self.checkpoints.save(iteration, engine, state, is_last=self._is_over)
             self.reporter.write_report()
-            self.reporter.say(f"saved {final} in {time.perf_counter() - began:.1f} s")
-        self._saved_at = iteration
 
     @contextmanager
     def _not_training_time(self) -> Any:

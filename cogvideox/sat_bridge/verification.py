@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from cogvideox.checkpoint.fixed_noise import why_not_fixed
-from cogvideox.checkpoint.live import write_live_model
+from cogvideox.checkpoint.live import live_model
 from cogvideox.checkpoint.saving import UntrustedCheckpoint
 from cogvideox.parallel import current
 from cogvideox.platform import has_gpu
@@ -40,10 +40,11 @@ class LiveGate:
         self.allowed = list(args.allow_target)
         self.seed = args.seed
 
-    def record(self, engine: Any, folder: Path, averages: dict[str, Tensor] | None) -> None:
-        """Beside the checkpoint's files; every rank calls this. The training's random draws go on as if it had not."""
+    def record(self, engine: Any, averages: dict[str, Tensor] | None) -> dict[str, Any] | None:
+        """For a file beside the weights; every rank calls this. The training's random draws go on as if it had not."""
         with own_random_stream(self.seed):
-            write_live_model(engine, self.network, averages, folder)
+            live = live_model(engine, self.network, averages)
+        return live.content() if live is not None else None
 
     def check(self, folder: Path) -> None:
         """Raise UntrustedCheckpoint with what the tool says, if it says that something differs.

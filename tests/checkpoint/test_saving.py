@@ -1,10 +1,10 @@
-"""Truths: `latest` names only whole folders, whatever step of publishing fails; random states load without code."""
+"""Truths: `latest` names only whole folders; random states load without code; what DeepSpeed gives is written by us."""
 
 from __future__ import annotations
 
-import os
 import random
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,58 +12,84 @@ import torch
 
 from cogvideox.checkpoint import saving
 from cogvideox.checkpoint.loading import read_starting_weights
+from cogvideox.checkpoint.manifest import Manifest, fault_of
 from cogvideox.errors import UserError
+from cogvideox.parallel import Group
+
+ALONE = Group()
 
 
 def written(folder: Path, name: str, value: float = 1.0, shards: int = 1, **extra: object) -> Path:
     path = folder / name
     path.mkdir(parents=True)
     for rank in range(shards):
-        torch.save(
-            {"module": {"w": torch.full((2,), value + rank)}, **extra}, path / f"mp_rank_0{rank}_model_states.pt"
-        )
+        content = {"module": {"w": torch.full((2,), value + rank)}, **extra}
+        torch.save(content, path / f"mp_rank_0{rank}_model_states.pt")
     return path
 
 
+def published(folder: Path, number: int, value: float = 1.0) -> Path:
+    incomplete = written(folder, f"{number}.incomplete", value)
+    saving.publish(incomplete, folder / str(number), Manifest.of(incomplete, number, 1))
+    return folder / str(number)
+
+
+def taken(iteration: int, value: float) -> saving.Snapshot:
+    content = {"module": {"w": torch.full((2,), value)}}
+    return saving.Snapshot(iteration, {"mp_rank_00_model_states.pt": content})
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
 def test_publishing_renames_and_then_points_latest(tmp_path: Path) -> None:
-    saving.publish(written(tmp_path, "7.incomplete"), tmp_path / "7")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["7", "latest"]
-    assert (tmp_path / "latest").read_text() == "7"
+    checkpoint = published(tmp_path, 7)
+    assert names(tmp_path) == ["7", "latest"] and (tmp_path / "latest").read_text() == "7"
+    assert fault_of(checkpoint) is None
 
 
 def test_publishing_again_replaces_the_folder(tmp_path: Path) -> None:
-    saving.publish(written(tmp_path, "7.incomplete", 1.0), tmp_path / "7")
-    saving.publish(written(tmp_path, "7.incomplete", 5.0), tmp_path / "7")
+    published(tmp_path, 7, 1.0)
+    published(tmp_path, 7, 5.0)
     assert read_starting_weights(tmp_path).state_dict["w"].tolist() == [5.0, 5.0]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["7", "latest"]
+    assert names(tmp_path) == ["7", "latest"]
 
 
-@pytest.mark.parametrize("fails_at", range(9))
-def test_a_failure_at_any_system_call_leaves_the_earlier_checkpoint_loadable(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails_at: int
-) -> None:
-    saving.publish(written(tmp_path, "1.incomplete", 1.0), tmp_path / "1")
-    incomplete = written(tmp_path, "2.incomplete", 2.0)
-    calls = iter(range(1000))
+def test_a_stored_snapshot_is_a_whole_checkpoint(tmp_path: Path) -> None:
+    retired = []
+    final = saving.store(taken(3, 2.0), tmp_path, ALONE, retire=lambda: retired.append(1))
+    assert final == tmp_path / "3" and fault_of(final) is None and retired == [1]
+    assert read_starting_weights(tmp_path).state_dict["w"].tolist() == [2.0, 2.0]
+    assert Manifest.read(final).iteration == 3
 
-    def failing(real):  # noqa: ANN001, ANN202
-        def call(*args: object, **kwargs: object) -> object:
-            if next(calls) == fails_at:
-                raise OSError("injected")
-            return real(*args, **kwargs)
 
-        return call
+def test_copies_do_not_follow_the_training() -> None:
+    weight = torch.zeros(3)
+    shot = saving.Snapshot(1, {"a": {"w": weight, "list": [weight], "text": "x"}})
+    copies = shot.in_host_memory()
+    weight += 1
+    assert copies.contents["a"]["w"].tolist() == [0.0] * 3 and copies.contents["a"]["list"][0].tolist() == [0.0] * 3
+    assert shot.size() == copies.size() == 24
 
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "fsync", failing(os.fsync))
-        patch.setattr(os, "replace", failing(os.replace))
-        patch.setattr(Path, "rename", failing(Path.rename))
-        try:
-            saving.publish(incomplete, tmp_path / "2")
-        except OSError:
-            pass
-    loaded = read_starting_weights(tmp_path)
-    assert loaded.state_dict["w"].tolist() == [float(loaded.iteration)] * 2 and loaded.iteration in (1, 2)
+
+def test_a_full_disk_is_told_before_a_byte_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    saving.store(taken(1, 1.0), tmp_path, ALONE)
+    usage = type("usage", (), {"free": saving.SPARE_BYTES - 1})
+    monkeypatch.setattr(saving.shutil, "disk_usage", lambda _: usage)
+    with pytest.raises(saving.SaveFailed, match="0.00 GiB are to be written, and .* has 0.06 GiB free"):
+        saving.store(taken(2, 2.0), tmp_path, ALONE)
+    assert names(tmp_path) == ["1", "latest"] and read_starting_weights(tmp_path).iteration == 1
+
+
+def test_what_an_interrupted_save_left_is_put_in_order(tmp_path: Path) -> None:
+    published(tmp_path, 1)
+    published(tmp_path, 2).rename(tmp_path / "2.replaced")  # between the two renames of a save of 2
+    written(tmp_path, "3.incomplete")
+    written(tmp_path, "0.deleted")
+    (tmp_path / "latest.incomplete").write_text("3")
+    saving.tidy(tmp_path)
+    assert names(tmp_path) == ["1", "2", "latest"] and fault_of(tmp_path / "2") is None
 
 
 def test_random_states_load_without_running_code_and_restore_the_draws(tmp_path: Path) -> None:
@@ -92,13 +118,31 @@ def test_adapters_name_their_base(tmp_path: Path) -> None:
     assert read_starting_weights(tmp_path).base == Path("/base")
 
 
+class Writer:
+    """DeepSpeed's writer, which must not write."""
+
+    def save(self, state_dict: Any, path: str) -> None:
+        raise AssertionError(path)
+
+    makedirs = save
+
+
 class Engine:
-    """Writes one file where DeepSpeed would."""
+    """Gives one file as DeepSpeed does."""
 
     basic_optimizer = None
 
+    def __init__(self) -> None:
+        self.checkpoint_engine = Writer()
+
+    def _copy_recovery_script(self, path: str) -> None:
+        raise AssertionError(path)
+
     def save_checkpoint(self, folder: str, tag: str, client_state: dict, **_settings: object) -> None:
-        written(Path(folder), tag, float(client_state["iteration"]))
+        self.checkpoint_engine.makedirs(folder, exist_ok=True)  # type: ignore[call-arg]
+        self._copy_recovery_script(folder)
+        content = {"module": {"w": torch.full((2,), float(client_state["iteration"]))}, **client_state}
+        self.checkpoint_engine.save(state_dict=content, path=f"{folder}/{tag}/mp_rank_00_model_states.pt")
 
     def zero_optimization_partition_weights(self) -> bool:
         return False
@@ -107,19 +151,25 @@ class Engine:
 class Refusing:
     """A gate that lets nothing but iteration 1 through."""
 
-    def record(self, engine: object, folder: Path, averages: object) -> None:
-        (folder / "recorded").touch()
+    def record(self, engine: object, averages: object) -> dict[str, Any]:
+        return {"recorded": True}
 
     def check(self, folder: Path) -> None:
-        assert (folder / "recorded").exists() and not (folder.parent / folder.name.split(".")[0]).exists()
+        assert (folder / "mp_rank_00_live_states.pt").exists()
+        assert not (folder.parent / folder.name.split(".")[0]).exists()
         if not folder.name.startswith("1."):
             raise saving.UntrustedCheckpoint("it is not what was trained")
 
 
+def saved(folder: Path, iteration: int) -> None:
+    gate = Refusing()
+    saving.store(saving.snapshot(Engine(), iteration, {}, adapters_only=False, gate=gate), folder, ALONE, gate)
+
+
 def test_what_the_gate_refuses_is_marked_and_latest_stays(tmp_path: Path) -> None:
-    saving.save_checkpoint(Engine(), tmp_path, 1, {}, adapters_only=False, gate=Refusing())
+    saved(tmp_path, 1)
     for _ in range(2):  # a run that is resumed may fail at the same iteration again
         with pytest.raises(UserError, match=r"(?s)it is not what was trained.*2\.not_trusted"):
-            saving.save_checkpoint(Engine(), tmp_path, 2, {}, adapters_only=False, gate=Refusing())
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "2.not_trusted", "latest"]
+            saved(tmp_path, 2)
+    assert names(tmp_path) == ["1", "2.not_trusted", "latest"]
     assert read_starting_weights(tmp_path).iteration == 1

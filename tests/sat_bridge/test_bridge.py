@@ -14,7 +14,7 @@ from cogvideox.sat_bridge.bridge import bent, deepspeed_training
 
 
 def arguments(save: Path) -> argparse.Namespace:
-    return argparse.Namespace(save=str(save), experiment_name="trial", resume=None, wandb=False)
+    return argparse.Namespace(save=str(save), experiment_name="trial", resume=None, wandb=False, max_bad_steps=3)
 
 
 def test_too_little_gpu_memory_is_one_message_with_remedies(tmp_path: Path) -> None:

@@ -36,6 +36,7 @@ def run_with(told: list[Any], **loaders: Loader) -> Run:
         "args": argparse.Namespace(max_bad_fraction=0.5, strict_eval=True, iteration=7),
         "reporter": reporter,
         "_timers": None,
+        "best": None,
         "_bad_clips": {},
         "_bad_in_evaluations": {"val": {}, "test": {}},
         **loaders,

@@ -1,0 +1,41 @@
+"""Which of a run's checkpoints stay on the disk."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+from cogvideox.checkpoint import durable
+from cogvideox.checkpoint.choosing import checkpoints_of
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Retention:
+    """Keep the newest `limit` (None: all), and beside them those of every `every`-th iteration and of the `best`
+    evaluation.
+    """
+
+    limit: int | None = None
+    every: int | None = None
+    best: int | None = None
+
+    def to_delete(self, run: Path) -> list[Path]:
+        """The checkpoints of `run` that may go, the oldest first; never the newest."""
+        if self.limit is None:
+            return []
+        old = checkpoints_of(run)[max(1, self.limit) :]
+        return [path for path in reversed(old) if not self._is_kept(int(path.name))]
+
+    def _is_kept(self, iteration: int) -> bool:
+        return iteration == self.best or bool(self.every) and iteration % (self.every or 1) == 0
+
+    def apply(self, run: Path) -> None:
+        """Delete them. One that cannot be deleted is told in the log and stays."""
+        for path in self.to_delete(run):
+            try:
+                durable.remove_folder(path)
+            except OSError as error:
+                logger.warning("%s cannot be deleted (%s); --save-total-limit", path, error.strerror or error)
