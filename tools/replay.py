@@ -101,8 +101,6 @@ def load_weights(engine: SATVideoDiffusionEngine, bundle: Path, step: BadStep, b
         for weights in read_chain(under):
             engine.load_weights(weights, allow_missing=True)
     files = len(list(bundle.glob(MODEL_FILES)))
-    if files == 0:
-        raise UserError(f"{bundle} has no weights ({MODEL_FILES}): name a whole bundle")
     shards = [read_starting_weights(bundle, rank, files).state_dict for rank in range(files)]
     state = {name: merge(name, [shard[name] for shard in shards]) for name in shards[0]} if files > 1 else shards[0]
     try:
@@ -149,7 +147,12 @@ def replay(bundle: Path, rank: int | None, base: Path | None) -> tuple[BadStep, 
     check_device(step)
     forward = read_forward(bundle, record)
     config = read_config(bundle)
-    engine = build_engine(config, DTYPES[step.dtype])
+    if not any(bundle.glob(MODEL_FILES)):
+        raise UserError(f"{bundle} has no weights ({MODEL_FILES}): name a whole bundle")
+    try:
+        engine = build_engine(config, DTYPES[step.dtype])
+    except KeyError as error:
+        raise UserError(f"{bundle / CONFIG} says nothing of {error}: put back the file that the run wrote") from error
     load_weights(engine, bundle, step, base)
     return step, record, list(compute(engine, step, record, forward))
 
