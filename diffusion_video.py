@@ -239,7 +239,7 @@ class SATVideoDiffusionEngine(nn.Module):
         is given as `image_latents` (B,1,C,h,w), `encode_images`', or whole as `concat_images` or `concat` of `cond`.
         """
         if self.sampler is None:
-            raise UserError("the config has no model.sampler_config: samples cannot be drawn")
+            raise UserError("the config has no model.sampler_config to draw with: add one, as in configs/sft.yaml")
         assert shape is not None
         extra = -shape[0] % self.patch_t
         draw, start = draw_noise or shared_normal(generator), (batch_size, shape[0] + extra, *shape[1:])

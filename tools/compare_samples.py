@@ -154,7 +154,10 @@ def compare_run(run: Path, folders: Sequence[str]) -> list[Comparison]:
     comparisons = []
     for caption, paths in found.rows:
         if caption is None:
-            raise UserError(f"{run}/video_texts/{found.iteration:08d} has fewer lines than there are samples")
+            raise UserError(
+                f"{run}/video_texts/{found.iteration:08d} has fewer lines than there are samples: "
+                "run the evaluation again"
+            )
         if "samples" in paths:
             comparisons.append(compare(caption, read_sample(run / paths["samples"], clips[0].clip, fps), clips))
     return comparisons

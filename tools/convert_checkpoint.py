@@ -158,7 +158,7 @@ def _with_prefix(part: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _convert_vae(args: argparse.Namespace, weights: Weights, description: Description) -> Iterator[str]:
     if args.lora:
-        raise UserError(f"{args.input} holds a VAE: --lora is for transformers")
+        raise UserError(f"{args.input} holds a VAE: leave out --lora, which is for transformers")
     state = {name: tensor for name, tensor in weights.shards[0].items() if not name.startswith("loss.")}
     dropped = len(weights.shards[0]) - len(state)
     if dropped:

@@ -174,5 +174,5 @@ def imported(
 def _some(adapters: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
     found = _adapters(adapters)
     if not found:
-        raise UserError(f"{path} holds no LoRA adapters (--lora)")
+        raise UserError(f"{path} holds no LoRA adapters: leave out --lora")
     return found

@@ -164,7 +164,10 @@ def _check_room(folder: Path, files: list[HubFile]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(folder).free
     if missing > free:
-        raise UserError(f"{folder} has {free / 1e9:.1f} GB free, {missing / 1e9:.1f} GB are to be fetched")
+        raise UserError(
+            f"{folder} has {free / 1e9:.1f} GB free, {missing / 1e9:.1f} GB are to be fetched: "
+            "make room, or choose another --weights"
+        )
 
 
 def check(folder: Path, files: list[HubFile]) -> None:

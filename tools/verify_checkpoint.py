@@ -92,10 +92,12 @@ def open_checkpoint(path: Path, base: Path | None = None) -> Checkpoint:
     """
     folder = checkpoint_folder(path) if path.exists() else None
     if folder is None:
-        raise UserError(f"{path} is neither a run's folder with `latest` in it nor a checkpoint <run>/<n> of one")
+        raise UserError(
+            f"{path} is neither a run's folder with `latest` in it nor a checkpoint <run>/<n> of one: correct the path"
+        )
     file = folder.parent / "training_config.yaml"
     if not file.is_file():
-        raise UserError(f"{file} does not exist: the checkpoint must lie in the folder of the run that wrote it")
+        raise UserError(f"{file} does not exist: put the checkpoint into the folder of the run that wrote it")
     config = _config_of(file)
     ranks = len(list(folder.glob(MODEL_FILES)))
     files = [folder / f"mp_rank_{rank:02d}_live_states.pt" for rank in range(ranks)]

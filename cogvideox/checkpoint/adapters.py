@@ -42,7 +42,10 @@ def merge_adapters(state: Mapping[str, Tensor], scale: float) -> dict[str, Tenso
     for linear in sorted({name.split(".matrix_")[0] for name in adapters}):
         weight = merged.get(f"{linear}.weight")
         if weight is None:
-            raise UserError(f"there are adapters for {linear}, but its weight is not among the base weights")
+            raise UserError(
+                f"there are adapters for {linear}, but its weight is not among the base weights: "
+                "take those of this model"
+            )
         parts = PARTS[linear.rpartition(".")[2]]
         delta = torch.cat([_delta(adapters, linear, part, piece) for part, piece in enumerate(weight.chunk(parts))])
         merged[f"{linear}.weight"] = (weight.float() + scale * delta).to(weight.dtype)
@@ -55,9 +58,12 @@ def _delta(adapters: Mapping[str, Tensor], linear: str, part: int, weight: Tenso
     if a is None and b is None:
         return torch.zeros_like(weight, dtype=torch.float32)
     if a is None or b is None:
-        raise UserError(f"{linear}: part {part} has one of matrix_A and matrix_B, not both")
+        raise UserError(f"{linear}: part {part} has one of matrix_A and matrix_B, not both: fetch the file again")
     if (b.shape[0], a.shape[1]) != weight.shape or b.shape[1] != a.shape[0]:
-        raise UserError(f"{linear}: adapters {tuple(b.shape)} and {tuple(a.shape)} for a weight {tuple(weight.shape)}")
+        raise UserError(
+            f"{linear}: adapters {tuple(b.shape)} and {tuple(a.shape)} for a weight {tuple(weight.shape)}: "
+            "take those of this model"
+        )
     return b.to(weight.device).float() @ a.to(weight.device).float()
 
 
@@ -97,7 +103,10 @@ def _scale_of_peft(state: Mapping[str, Tensor], file: Path) -> float:
             f"no {path}: copy it from where the file is from"
         )
     if path.stat().st_size > PEFT_CONFIG_BYTES:
-        raise UserError(f"{path} has {path.stat().st_size:,} bytes, at most {PEFT_CONFIG_BYTES:,} are read: no config")
+        raise UserError(
+            f"{path} has {path.stat().st_size:,} bytes, at most {PEFT_CONFIG_BYTES:,} are read: "
+            "it is no config, fetch it again"
+        )
     settings = _json(path.read_text(encoding="utf-8", errors="replace"), str(path))
     if settings.get("peft_type", "LORA") != "LORA":
         raise UserError(f"{path}: peft_type {settings['peft_type']!r} is not supported, LORA is")
@@ -105,7 +114,9 @@ def _scale_of_peft(state: Mapping[str, Tensor], file: Path) -> float:
     scale = _ratio(settings, str(path))
     matrices = {name: tensor for name, tensor in state.items() if ".lora_A." in name or ".lora_B." in name}
     if (rank := rank_of(matrices)) != settings["r"]:
-        raise UserError(f"{path} has r {settings['r']}, but the adapters beside it have rank {rank}")
+        raise UserError(
+            f"{path} has r {settings['r']}, but the adapters beside it have rank {rank}: take both from one place"
+        )
     return scale
 
 
@@ -143,7 +154,7 @@ def _json(text: str, where: str) -> dict[str, Any]:
     try:
         content = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{where}: its settings are no JSON ({error})") from error
+        raise UserError(f"{where}: its settings are no JSON ({error}): fetch it again") from error
     if not isinstance(content, dict):
-        raise UserError(f"{where}: its settings are {type(content).__name__}, not an object")
+        raise UserError(f"{where}: its settings are {type(content).__name__}, not an object: fetch it again")
     return content

@@ -86,7 +86,10 @@ def merge_ranks(shards: Sequence[Mapping[str, Tensor]], merge: Callable[[str, li
     for rank, shard in enumerate(shards):
         if shard.keys() != shards[0].keys():
             odd = sorted(shard.keys() ^ shards[0].keys())
-            raise UserError(f"model parallel ranks 0 and {rank} hold different weights: {', '.join(odd[:3])}")
+            raise UserError(
+                f"model parallel ranks 0 and {rank} hold different weights ({', '.join(odd[:3])}): "
+                "take the files of one checkpoint"
+            )
     together = {f"{rank}/{name}": tensor for rank, shard in enumerate(shards) for name, tensor in shard.items()}
 
     def whole(part: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -93,7 +93,7 @@ def _recognize(state: Mapping[str, Tensor], path: Path) -> tuple[Kind, Layout]:
 def _vae_of(state: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
     vae = {name: tensor for name, tensor in state.items() if name.startswith(VAE_PREFIX)}
     if not vae:
-        raise UserError(f"{path} holds no VAE beside its other weights ({VAE_PREFIX}…)")
+        raise UserError(f"{path} holds no VAE beside its other weights ({VAE_PREFIX}…): name the VAE's own file")
     return vae
 
 

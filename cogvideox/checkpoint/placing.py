@@ -52,7 +52,10 @@ def _placed(target: Path, layout: Layout, replace: bool, bytes_wanted: int) -> I
     target.parent.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(target.parent).free
     if bytes_wanted > free:
-        raise UserError(f"{target.parent} has {free / 1e9:.1f} GB free, {bytes_wanted / 1e9:.1f} GB are to be written")
+        raise UserError(
+            f"{target.parent} has {free / 1e9:.1f} GB free, {bytes_wanted / 1e9:.1f} GB are to be written: "
+            "make room, or write elsewhere"
+        )
     incomplete = target.with_name(f"{target.name}.incomplete.{os.getpid()}")
     try:
         yield incomplete
@@ -78,7 +81,7 @@ def check_free(target: Path, layout: Layout, replace: bool) -> None:
     if others:
         raise UserError(
             f"{target} is not replaced: it holds other things than converted weights of the kind that is to be "
-            f"written ({others[0]})"
+            f"written ({others[0]}); give another name"
         )
 
 

@@ -47,7 +47,9 @@ def weight_files(path: str | Path) -> list[Path]:
     """The files with the weights of `path`: itself, or those of a folder. UserError: missing, or no such folder."""
     path = Path(path)
     if not path.exists():
-        raise UserError(f"{path}: no such weight file or folder")
+        raise UserError(
+            f"{path}: no such weight file or folder: correct the path, or fetch it (tools/fetch_weights.py)"
+        )
     return _files_of_folder(path) if path.is_dir() else [path]
 
 
@@ -67,7 +69,10 @@ def _files_of_folder(folder: Path) -> list[Path]:
         step = read_latest(latest)
         file = folder / step / "mp_rank_00_model_states.pt"
         if not file.is_file():
-            raise UserError(f"{latest} names {step!r}, but there is no {file}")
+            raise UserError(
+                f"{latest} names {step!r}, but there is no {file}: "
+                "copy that folder too, or write the name of one that is there into it"
+            )
         _refuse_part(file)
         return [file]
     indices = sorted(folder.glob("*.safetensors.index.json"))
@@ -88,7 +93,7 @@ def _files_of_folder(folder: Path) -> list[Path]:
         raise UserError(f"{folder} is a whole package: name {' or '.join(str(folder / name) for name in inside)}")
     raise UserError(
         f"{folder} holds no weights: neither `latest` with <n>/mp_rank_00_model_states.pt (SAT) "
-        f"nor diffusion_pytorch_model.safetensors or its index (diffusers)"
+        f"nor diffusion_pytorch_model.safetensors or its index (diffusers); correct the path"
     )
 
 
@@ -106,7 +111,7 @@ def _shards_of(index: Path) -> list[Path]:
     names = read_shards(index)
     missing = [name for name in names if not (index.parent / name).is_file()]
     if missing:
-        raise UserError(f"{index} names shards that are not there: {_listed(missing)}")
+        raise UserError(f"{index} names shards that are not there: fetch them too ({_listed(missing)})")
     return [index.parent / name for name in names]
 
 

@@ -172,4 +172,7 @@ def _count_layers(names: Iterable[str], prefix: str) -> int:
 def _none_left(left: Mapping[str, torch.Tensor], layout: str) -> None:
     if left:
         some = ", ".join(sorted(left)[:3])
-        raise UserError(f"{len(left)} weights are not those of a CogVideoX transformer in {layout}'s layout: {some}")
+        raise UserError(
+            f"{len(left)} weights are not those of a CogVideoX transformer in {layout}'s layout ({some}): "
+            "name another file"
+        )

@@ -66,7 +66,7 @@ def _translate(name: str, levels: int, source: int, target: int) -> str:
                 fields["l"] = str(levels - 1 - int(fields["r"]))
             return row[target].format(**fields)
     naming = ("SAT's", "diffusers'")[source]
-    raise UserError(f"{name} is no weight of the VAE in {naming} naming")
+    raise UserError(f"{name} is no weight of the VAE in {naming} naming: name the VAE's own file")
 
 
 def _compiled(template: str) -> re.Pattern[str]:

@@ -108,7 +108,8 @@ def resolve_target(path: str) -> Any:
     if found is None:
         near = nearest(name, [each for each in vars(module) if not each.startswith("_")])
         raise UserError(
-            f"target `{path}`: {module_name} has no `{name}`" + (f"; did you mean `{near}`?" if near else "")
+            f"target `{path}`: {module_name} has no `{name}`; "
+            + (f"did you mean `{near}`?" if near else "correct the name")
         )
     _check_defined(path, found)
     return found

@@ -65,5 +65,5 @@ def test_ranks_are_merged() -> None:
     shards = [{name: shard(name, tensor, rank, 2) for name, tensor in state.items()} for rank in range(2)]
     assert_equal(dict(merge_ranks(shards, merge).tensors()), state)
     del shards[1]["time_embed.0.bias"]
-    with pytest.raises(UserError, match="ranks 0 and 1 hold different weights: time_embed.0.bias"):
+    with pytest.raises(UserError, match="ranks 0 and 1 hold different weights .time_embed.0.bias"):
         merge_ranks(shards, merge)

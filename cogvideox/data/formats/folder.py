@@ -38,7 +38,9 @@ def read_folder(place: Path) -> list[Record]:
         text = "%s: left out %d files that do not end like a video or an image (%s): %s"
         _logger.warning(text, place, count, SUFFIXES, endings)
     if not clips:
-        raise UserError(f"the data folder {place} holds no {SUFFIXES} file (subfolders too)")
+        raise UserError(
+            f"the data folder {place} holds no {SUFFIXES} file (subfolders too): correct the path, or fill it"
+        )
     # Of a million small files on a network storage each takes as long as its way there and back.
     records = answer_all(partial(_record, place), clips, threads=CAPTION_THREADS, doing="read the captions of")
     return [_without_answer(place, each.item) if isinstance(each, Unanswered) else each for each in records]

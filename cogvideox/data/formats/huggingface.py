@@ -25,7 +25,10 @@ def read_huggingface(place: Path) -> list[Record]:
         # One table above the split folders speaks of all of them.
         manifests = manifests_in(place)[:1]
     if not manifests:
-        raise UserError(f"the data folder {root} holds no {', '.join(FILE_NAMES)} (subfolders too)")
+        raise UserError(
+            f"the data folder {root} holds no {', '.join(FILE_NAMES)} (subfolders too): "
+            "write one, or set data.params.format"
+        )
     records = [record for manifest in manifests for record in read_manifest(manifest, place)]
     if split is not None:
         records = [record for record in records if not _is_of_another_split(record, place, split)]

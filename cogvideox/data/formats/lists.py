@@ -21,7 +21,7 @@ def read_lists(place: Path) -> list[Record]:
     """The records of two lists. Raises UserError: one is missing, not readable, or longer than the other."""
     captions_in = caption_lists_in(place)
     if not captions_in or not (place / FILE_LIST).is_file():
-        raise UserError(f"the data folder {place} holds no {NAMES}")
+        raise UserError(f"the data folder {place} holds no {NAMES}: write them, or set data.params.format")
     if captions_in[1:]:
         _logger.warning("%s: %s is read, %s not", place, captions_in[0].name, captions_in[1].name)
     files, captions = _lines(place / FILE_LIST), _lines(captions_in[0])
@@ -34,7 +34,7 @@ def read_lists(place: Path) -> list[Record]:
             "line n of one belongs to line n of the other"
         )
     if not files:
-        raise UserError(f"{place / FILE_LIST} is empty")
+        raise UserError(f"{place / FILE_LIST} is empty: write a file's name a line")
     rows = (
         Row(f"{FILE_LIST} line {number}", file, caption)
         for number, (file, caption) in enumerate(zip(files, captions, strict=True), 1)

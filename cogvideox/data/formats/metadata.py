@@ -32,7 +32,9 @@ def read_metadata(place: Path) -> list[Record]:
         return tell_of_absolute(place, read_manifest(place, place.parent))
     manifests = manifests_in(place)
     if not manifests:
-        raise UserError(f"the data folder {place} holds no {', '.join(FILE_NAMES)}")
+        raise UserError(
+            f"the data folder {place} holds no {', '.join(FILE_NAMES)}: write one, or set data.params.format"
+        )
     if manifests[1:]:
         _logger.warning("%s: %s is read, %s not", place, manifests[0].name, ", ".join(p.name for p in manifests[1:]))
     return tell_of_absolute(place, read_manifest(manifests[0], place))
@@ -51,7 +53,7 @@ def read_manifest(manifest: Path, place: Path) -> list[Record]:
     table = read_table(manifest, COLUMNS)
     columns = ", ".join(table.columns) or "none"
     if not table.rows:
-        raise UserError(f"{manifest} has no row (its columns: {columns})")
+        raise UserError(f"{manifest} has no row (its columns: {columns}): write a clip a row")
     if not any(column in row.values for row in table.rows for column in FILE_COLUMNS):
         raise UserError(
             f"{manifest} has no column of files: its columns are {columns}. Call one of them "

@@ -100,7 +100,7 @@ def _csv_row(where: str, header: list[str], fields: list[str], wanted: frozenset
 def _refuse_twins(path: Path, header: list[str], wanted: frozenset[str]) -> None:
     keys = [_key(name) for name in header]
     if twins := sorted({key for key in keys if keys.count(key) > 1} & wanted):
-        raise UserError(f"{path} has the column {twins[0]!r} twice")
+        raise UserError(f"{path} has the column {twins[0]!r} twice: rename one")
 
 
 def _read_parquet(path: Path, wanted: frozenset[str]) -> Table:
