@@ -39,9 +39,8 @@ def as_status(code: int) -> int:
 
 def main(arguments: list[str]) -> int:
     """Run the workers; the status to exit with."""
-    handled = [
-        name for name in SIGNALS if name != "SIGHUP" or signal.getsignal(signal.SIGHUP) != signal.SIG_IGN
-    ]  # nohup
+    under_nohup = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    handled = [name for name in SIGNALS if name != "SIGHUP" or not under_nohup]
     for name in handled:  # until torchrun has workers to pass them on to
         signal.signal(getattr(signal, name), lambda number, _: os._exit(128 + number))
     os.environ.setdefault("PET_SIGNALS_TO_HANDLE", ",".join(handled))
@@ -68,7 +67,7 @@ def main(arguments: list[str]) -> int:
 
 
 def patient(close: Callable[..., None], signalled: type[Any], codes: list[int]) -> Callable[..., None]:
-    """torchrun's way to end the ranks, made to pass on every further signal too, and to leave their exit codes in `codes`.
+    """torchrun's way to end the ranks, made to pass on every further signal too, and to leave exit codes in `codes`.
 
     Without a `death_sig` it is called after a rank has failed, or all have ended.
     """

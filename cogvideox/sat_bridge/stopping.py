@@ -61,16 +61,17 @@ class Stops:
         """Why all ranks stop here, or None to go on; every rank must call this.
 
         Over the host's group: no wait for the GPU, and none that is too long for its collectives, as where rank 0
-        samples for minutes. From the first call on, signals wait for the next one.
+        samples for minutes. From the first call on, signals wait for the next one. That first one is never late: a run
+        that is started again and again gets on by a step each time.
         """
         import torch
 
         from cogvideox.parallel import current
 
-        self._is_training = True
+        is_first, self._is_training = not self._is_training, True
         if self._reason is None:
             groups = current()
-            late = groups.world.rank == 0 and self._hours() >= (self.max_hours or float("inf"))
+            late = not is_first and groups.world.rank == 0 and self._hours() >= (self.max_hours or float("inf"))
             flags = groups.host.sum(torch.tensor([*(self._signal == each for each in SIGNALS), late]).long())
             reasons = [*(each.name for each in SIGNALS), f"--max-hours {self.max_hours}"]
             self._reason = next((reason for reason, flag in zip(reasons, flags.tolist(), strict=True) if flag), None)
