@@ -174,8 +174,9 @@ def _written(taken: Snapshot, folder: Path) -> tuple[dict[str, Written], str | N
         return taken.write(folder), None
     except OSError as error:
         return {}, _in_words(error, folder)
-    except RuntimeError as error:  # torch's own writer, where a file of it fails
-        return {}, f"{folder}: {error}"
+    except RuntimeError as error:  # torch's writer, which still wants to end the file after a write of it has failed
+        cause = error.__context__
+        return {}, _in_words(cause, folder) if isinstance(cause, OSError) else f"{folder}: {error}"
 
 
 def _give_up(incomplete: Path) -> None:

@@ -28,8 +28,9 @@ FETCH_TEXT_ENCODER = (
 
 
 def check_paths(settings: Settings) -> list[Problem]:
-    """Everything that is missing on disk: data, weights, the text encoder, a place to save to."""
+    """Everything that is missing on disk: data, weights, the text encoder, a place to save to, and what fits there."""
     problems = [*_data(settings), *_weights_to_load(settings), *_run_to_resume(settings), *_save(settings)]
+    problems += _offload(settings)
     for key, value in leaves(settings.get("model") or {}, "model"):
         name = key.rpartition(".")[2]
         if isinstance(value, str) and name == "ckpt_path" and (what := _fault_of_path(Path(value))):
@@ -156,6 +157,15 @@ def _fault_of_latest(folder: Path) -> str | None:
     if files := sorted((folder / named).glob(MODEL_FILES)):
         return _fault_of_files(files)
     return f"{latest} names {named!r}, but {folder / named}/mp_rank_00_model_states.pt is not there"
+
+
+def _offload(settings: Settings) -> Iterator[Problem]:
+    """What is offloaded must be what a checkpoint can hold."""
+    for part in ("offload_optimizer", "offload_param"):
+        key = f"deepspeed.zero_optimization.{part}.device"
+        if settings.get(key) == "nvme":
+            what, remedy = "is nvme, whose files are not part of a checkpoint: the run could not resume", "use cpu"
+            yield Problem(settings.source(key), key, what, remedy)
 
 
 def _run_to_resume(settings: Settings) -> Iterator[Problem]:

@@ -72,6 +72,8 @@ def message(call: Callable[[], object]) -> str:
         ((f"{EMBEDDER}.ucg_rate=10",), ["ucg_rate", "0 to 1"]),
         ((f"{EMBEDDER}.is_trainable=true",), ["is_trainable", "neither trains nor saves", "set it to false"]),
         (("--resume", "/nowhere"), ["--resume /nowhere", "no folder", "`auto`"]),
+        (("deepspeed.zero_optimization.offload_optimizer={device: nvme}",), ["nvme", "could not resume", "use cpu"]),
+        (("--save-total-limit", "0"), ["--save-total-limit 0", "at least 1"]),
         (("--profiling", "-2"), ["--profiling -2", "at least -1"]),
         (("--train-data", "/nowhere"), ["folder /nowhere does not exist", "--train-data"]),
         (("args.train_data=null",), ["--train-data DIR"]),

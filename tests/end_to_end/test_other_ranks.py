@@ -39,7 +39,10 @@ def gone_on(whole: Run, folder: Path, ranks: int, *changes: dict, at: int = STOP
     return losses_of(run)
 
 
-@pytest.mark.parametrize(("stage", "kind"), [(1, {}), (2, LORA), (3, {}), (3, LORA)], ids=["1", "2-lora", "3", "3-lora"])
+KINDS = [(1, {}), (2, LORA), (3, {}), (3, LORA)]
+
+
+@pytest.mark.parametrize(("stage", "kind"), KINDS, ids=["1", "2-lora", "3", "3-lora"])
 def test_the_loss_goes_on_as_on_as_many_ranks(tmp_path: Path, stage: int, kind: dict) -> None:
     """The optimizer's moments and averages are there in full: without them the next losses are others by far more."""
     changes = (FIXED, kind, EMA)
