@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -20,44 +20,48 @@ MOST_VARIANTS = 12
 
 # What a message says of the remedy begins with one of these.
 IMPERATIVES = frozenset(
-    "add break build call check choose close continue convert copy correct cut declare delete did divide do download end "
-    "export fetch fill fix for free get give install keep leave let list look lower make mend merge move name pip point "
-    "put quote raise read reduce remove rename repair replace rerun resume run sample save say see set shorten split "
-    "start take train try turn unset update use verify wait write".split()
+    "add begin break build call check choose close continue convert copy correct cut declare delete did divide do "
+    "download end export fetch fill fix for free get give hide install keep leave let list look lower make mend "
+    "merge move name pass pip point put quote raise read reduce remove rename repair replace rerun resume run "
+    "sample save say see set shorten split start take train try turn unset update use verify wait write".split()
 )
-_SEPARATOR = re.compile(r"(?:[;:.?!,](?: or| and)?|,? so| \()\s+`?(?=([A-Za-z]+))|\n\s*(?=(Get|pip|python))")
+_SEPARATOR = re.compile(r"(?:[;:.?!,](?: or| and)?|,? so)\s+`?(?=([A-Za-z]+))|\n\s*(?=(Get|pip|python))")
 
-# What was caught → the cause in words.
-CAUSES = {
-    "FileNotFoundError": "there is no such file",
-    "FileExistsError": "something of that name is there already",
-    "ImportError": "a Python package is missing, or damaged",
-    "UnicodeDecodeError": "the file is not text in UTF-8",
-    "RecursionError": "the content is nested too deep",
-    "YAMLError": "the text is not valid YAML",
-    "MarkedYAMLError": "the text is not valid YAML",
-    "OmegaConfBaseException": "a `${…}` in the text does not resolve",
-    "UnpicklingError": "the file asks for more than data",
-    "SafetensorError": "the file is damaged, or no safetensors file",
-    "BadZipFile": "the file is damaged",
-    "ArrowException": "the file is damaged, or no Parquet file",
-    "Error": "the text is not valid CSV",
-    "OSError": "the operating system refused: missing, not permitted, no room, or storage that failed",
-    "HTTPError": "the network, or the server, failed",
-    "KeyError": "something that must be there is missing in the content",
-    "AttributeError": "the content is of another kind than it must be",
-    "TypeError": "the content is of another kind than it must be",
-    "ValueError": "the content does not read as what it must be",
-    "RuntimeError": "torch refused the content",
-    "UnreadableVideo": "the file cannot be used, for a reason under “Reasons”",
-    "BadRow": "the row cannot be used, for a reason under “Reasons”",
-    "Exception": "the file is damaged, or not what its name says",
+# What was caught → the cause in words, and the remedy where a message has none of its own.
+_READ = "see that it exists, that this user may read or write it, and that there is room"
+_AGAIN = "copy or download it again"
+CAUSES: dict[str, tuple[str, str]] = {
+    "FileNotFoundError": ("there is no such file", "correct the path"),
+    "FileExistsError": ("something of that name is there already", "choose another name"),
+    "ImportError": ("a Python package is missing, or damaged", "pip install -r requirements.txt"),
+    "UnicodeDecodeError": ("the file is not text in UTF-8", "save it as UTF-8"),
+    "RecursionError": ("the content is nested too deep", _AGAIN),
+    "YAMLError": ("the text is not valid YAML", "correct it"),
+    "MarkedYAMLError": ("the text is not valid YAML", "correct it"),
+    "OmegaConfBaseException": ("a `${…}` in the text does not resolve", "set what it names"),
+    "UnpicklingError": ("the file asks for more than data", _AGAIN),
+    "SafetensorError": ("the file is damaged, or no safetensors file", _AGAIN),
+    "BadZipFile": ("the file is damaged", _AGAIN),
+    "ArrowException": ("the file is damaged, or no Parquet file", _AGAIN),
+    "Error": ("the text is not valid CSV", "correct it"),
+    "OSError": ("the operating system refused: missing, not permitted, no room, or storage that failed", _READ),
+    "HTTPError": ("the network, or the server, failed", "try again"),
+    "KeyError": ("something that must be there is missing in the content", _AGAIN),
+    "AttributeError": ("the content is of another kind than it must be", _AGAIN),
+    "TypeError": ("the content is of another kind than it must be", _AGAIN),
+    "ValueError": ("the content does not read as what it must be", _AGAIN),
+    "RuntimeError": ("torch refused the content", _AGAIN),
+    "UnreadableVideo": ("the file cannot be used, for a reason under “Reasons”", "replace the file"),
+    "BadRow": ("the row cannot be used, for a reason under “Reasons”", "correct the row"),
+    "Exception": ("the file is damaged, or not what its name says", _AGAIN),
 }
 # Names of values as code has them → as a reader wants them.
 NAMES = {
     "strerror": "reason", "error": "reason", "len": "number", "st_size": "bytes", "cwd": "working directory",
     "_first_line": "reason", "exc": "reason", "e": "reason", "near": "nearest", "_from_here": "seen from",
 }  # fmt: skip
+# What these are called with is what stands in the text.
+TRANSPARENT = ("join", "str", "repr", "sorted", "list", "tuple", "_listed", "max", "min", "quote", "map")
 
 
 @dataclass(frozen=True, order=True)
@@ -75,16 +79,26 @@ class ErrorText:
 def texts_of(path: Path, file: str) -> Iterator[ErrorText]:
     """Every error of a source file, in its order; `file` is what the page calls it."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
+    constants = {
+        node.targets[0].id: node.value.value
+        for node in tree.body
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
+        if isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+    }
     parents = {child: node for node in ast.walk(tree) for child in ast.iter_child_nodes(node)}
     subclasses = {
         node.name
         for node in ast.walk(tree)
         if isinstance(node, ast.ClassDef) and any(ast.unparse(base) == "UserError" for base in node.bases)
     }
+    errors = {"UserError", *subclasses}
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and ast.unparse(node.func) in errors]
+    inner = [call.args[0] for call in calls if call.args]
+    makers = {each.func.id for each in inner if isinstance(each, ast.Call) and isinstance(each.func, ast.Name)}
     for node in ast.walk(tree):
         above = list(_above(node, parents))
         function = next((each for each in above if isinstance(each, ast.FunctionDef)), None)
-        source = _Source(function, file, _cause(above), {"UserError", *subclasses})
+        source = _Source(function, file, _cause(above), errors, makers, constants)
         yield from source.errors_at(node)
 
 
@@ -94,14 +108,15 @@ def _above(node: ast.AST, parents: dict[ast.AST, ast.AST]) -> Iterator[ast.AST]:
         yield node
 
 
-def _cause(above: Sequence[ast.AST]) -> str:
-    """In words, where the error answers an exception."""
+def _cause(above: Sequence[ast.AST]) -> tuple[str, str]:
+    """Cause and remedy in words, where the error answers an exception."""
     handler = next((each for each in above if isinstance(each, ast.ExceptHandler | ast.FunctionDef)), None)
     if not isinstance(handler, ast.ExceptHandler) or handler.type is None:
-        return ""
+        return "", ""
     caught = handler.type.elts if isinstance(handler.type, ast.Tuple) else [handler.type]
-    words = [CAUSES.get(ast.unparse(each).rpartition(".")[2], "") for each in caught]
-    return "; or ".join(dict.fromkeys(filter(None, words)))
+    known = [CAUSES[name] for each in caught if (name := ast.unparse(each).rpartition(".")[2]) in CAUSES]
+    causes, remedies = (dict.fromkeys(each) for each in zip(*known, strict=True)) if known else ((), ())
+    return "; or ".join(causes), "; or ".join(remedies)
 
 
 @dataclass(frozen=True)
@@ -110,8 +125,10 @@ class _Source:
 
     function: ast.FunctionDef | None
     file: str
-    cause: str
+    caught: tuple[str, str]
     errors: set[str]
+    makers: set[str]
+    constants: Mapping[str, str]
 
     def errors_at(self, node: ast.AST) -> Iterator[ErrorText]:
         """Those that this one node makes."""
@@ -124,13 +141,14 @@ class _Source:
                 yield from self._problem(node)
             elif called in REASONS or called == "faults.append":
                 yield from (each for arg in node.args[-1:] for each in self._of(arg, is_reason=True))
-        elif isinstance(node, ast.Return | ast.Yield) and node.value and re.search("fault|why_not|refusal", name):
-            yield from self._of(node.value, is_reason=True)
+        elif isinstance(node, ast.Return | ast.Yield) and node.value:
+            if name in self.makers or re.search("fault|why_not", name):
+                yield from self._of(node.value, is_reason=name not in self.makers)
 
     def _problem(self, node: ast.Call) -> Iterator[ErrorText]:
         for what, remedy in product(self._texts(node.args[2]), self._texts(node.args[3])):
             if is_sentence(text := f"{what}; {remedy}"):
-                yield self._entry(text, what, remedy if is_sentence(remedy) else "", is_reason=False)
+                yield self._entry(text, what, remedy if _has_words(remedy) else "", is_reason=False)
 
     def _of(self, node: ast.expr, *, is_reason: bool) -> Iterator[ErrorText]:
         for text in self._texts(node):
@@ -139,11 +157,13 @@ class _Source:
                 yield self._entry(text, what, remedy, is_reason=is_reason)
 
     def _entry(self, text: str, what: str, remedy: str, *, is_reason: bool) -> ErrorText:
-        cause = self.cause or what
-        return ErrorText(text, cause, remedy, self.file, self.function.name if self.function else "", is_reason)
+        cause, usual = self.caught
+        return ErrorText(
+            text, cause or what, remedy or usual, self.file, self.function.name if self.function else "", is_reason
+        )
 
     def _texts(self, node: ast.expr) -> list[str]:
-        return Spelling(self.function, node.lineno).of(node)[:MOST_VARIANTS]
+        return Spelling(self.function, node.lineno, self.constants).of(node)[:MOST_VARIANTS]
 
 
 def is_sentence(text: str) -> bool:
@@ -151,12 +171,16 @@ def is_sentence(text: str) -> bool:
     return len(re.findall(r"[A-Za-z]{2,}", re.sub(r"\{[^}]*\}", "", text))) >= 2
 
 
+def _has_words(text: str) -> bool:
+    return re.search(r"[A-Za-z]{2,}", re.sub(r"\{[^}]*\}", "", text)) is not None
+
+
 def cut_at_remedy(text: str) -> tuple[str, str]:
     """What is wrong, and what to do about it, which is empty where the text does not say."""
     for found in _SEPARATOR.finditer(text):
         word = (found[1] or found[2] or "").lower()
         if word in IMPERATIVES and text[: found.start()].count("`") % 2 == 0:
-            return text[: found.start()].strip(), text[found.start() :].lstrip(" ;:.,!?(\n").removeprefix("so ")
+            return text[: found.start()].strip(), text[found.start() :].lstrip(" ;:.,!?\n").removeprefix("so ")
     return text, ""
 
 
@@ -166,6 +190,7 @@ class Spelling:
 
     function: ast.FunctionDef | None
     line: int
+    constants: Mapping[str, str]
     depth: int = 0
 
     def of(self, node: ast.expr) -> list[str]:
@@ -196,11 +221,13 @@ class Spelling:
             spelled = self.of(node) if not isinstance(node, ast.BinOp) or isinstance(node.op, ast.Add) else []
             if spelled and all(not text.startswith("{") or " " in text for text in spelled):
                 return spelled
+        if isinstance(node, ast.Name) and node.id in self.constants:
+            return [self.constants[node.id]]
         if isinstance(node, ast.Name) and self.depth < 3:
             assigned = [
                 text
                 for value in _assigned(self.function, node.id, self.line)
-                for text in Spelling(self.function, value.lineno, self.depth + 1).of(value)
+                for text in Spelling(self.function, value.lineno, self.constants, self.depth + 1).of(value)
             ]
             if assigned and all(is_sentence(text) or not text for text in assigned):
                 return list(dict.fromkeys(assigned))
@@ -208,7 +235,7 @@ class Spelling:
 
 
 def _assigned(function: ast.FunctionDef | None, name: str, line: int) -> list[ast.expr]:
-    """What a variable of a function is assigned before `line` and after its use before that, where all of it is text."""
+    """What a variable is assigned before `line`, and after its use before that, where all of it is text."""
     values: list[ast.expr] = []
     used = [
         node.lineno
@@ -249,26 +276,12 @@ def _name_of_call(node: ast.Call) -> str:
     function = node.func
     if isinstance(function, ast.Attribute) and function.attr == "get" and node.args:
         return name_of(ast.Subscript(function.value, node.args[0], ast.Load()))
-    called = (
-        function.attr if isinstance(function, ast.Attribute) else function.id if isinstance(function, ast.Name) else ""
-    )
+    called = ast.unparse(function).rpartition(".")[2]
     if called in NAMES:
         return NAMES[called]
     if called in ("type", "isinstance"):
         return "type"
-    if node.args and called in (
-        "join",
-        "str",
-        "repr",
-        "sorted",
-        "list",
-        "tuple",
-        "_listed",
-        "max",
-        "min",
-        "quote",
-        "map",
-    ):
+    if node.args and called in TRANSPARENT:
         return name_of(node.args[-1])
     if isinstance(function, ast.Attribute) and not node.args:
         return name_of(function.value)

@@ -28,7 +28,8 @@ GROUPS: tuple[tuple[str, str, str], ...] = (
      r"choosing|replay_bundle|fingerprint|live)|cogvideox/sat_bridge/(run|run_folder|checkpoints|verification|rolling_"
      r"back|bad_numbers)|tools/(verify.*|replay|torture)", "docs/run-folder.md."),
     ("Converting and fetching weights", r"tools/(convert.*|fetch_weights)|cogvideox/checkpoint/(converting|packages|"
-     r"placing|streaming|diffusers_config|transformer_names|vae_names|lora_names|adapters|opening)", "docs/weights.md."),
+     r"placing|streaming|diffusers_config|transformer_names|vae_names|lora_names|adapters|opening)",
+     "docs/weights.md."),
     ("Reading weights", r"cogvideox/checkpoint/.*|cogvideox/conditioning/t5.*|cogvideox/sat_bridge/building",
      "docs/weights.md."),
     ("Reading data", r"cogvideox/data/.*|data_video|tools/check_data.*|tools/compare_samples", "docs/data.md; "
@@ -39,13 +40,19 @@ GROUPS: tuple[tuple[str, str, str], ...] = (
     ("Running: processes, devices, the training loop", r".*", "docs/launching.md."),
 )  # fmt: skip
 SKIPPED = re.compile(r"tools/(benchmark|quickstart|make_|error_texts).*")
-HEAD = """# Errors
-
-Every message about something that can be mended, with its cause and remedy. Written by `python tools/make_errors_page.py` from the source; not by hand.
-
-Search this page for words of the message that are not values of yours: `{path}` stands for a value, everything else is as it is printed. A mistake in settings is printed as
-`FILE:LINE: KEY: what is wrong; what to do`. Exit status 2 says that something given was wrong, and no traceback is shown; a traceback is a fault of ours.
-"""
+HEAD = " ".join(
+    """
+Every message about something that can be mended, with its cause and remedy. Search this page for words of the message
+that are not values of yours: `{path}` stands for a value, everything else is as it is printed, `⏎` ends a line. Where
+no cause stands here, the message itself says it. A mistake in settings is printed as `FILE:LINE: KEY: what is wrong;
+what to do`. Exit status 2 says that something given was wrong; a traceback is a fault of ours.
+""".split()
+)
+AS_SAID = "the message says what is wanted; where that is described stands above"
+OF_REASONS = (
+    "They stand inside messages, after the name of a file, a row or a clip: replace or correct that, or leave it out."
+)
+SOURCE = "*Written by `python tools/make_errors_page.py` from the source, not by hand.*"
 
 
 def sources() -> list[Path]:
@@ -62,7 +69,7 @@ def name_of(path: Path) -> str:
 def page() -> str:
     """The whole page."""
     texts = [text for path in sources() for text in texts_of(path, name_of(path))]
-    parts = [HEAD]
+    parts = [f"# Errors\n\n{HEAD}\n\n{SOURCE}"]
     for title, _, help_ in GROUPS:
         own = [text for text in texts if group_of(text) == title and not text.is_reason]
         parts += [f"\n## {title}\n\n{help_}\n", *_entries(own)] if own else []
@@ -97,8 +104,9 @@ def _entry(text: ErrorText) -> str:
     lines = [f"- {_code(text.text)}"]
     if text.cause and text.cause not in text.text:
         lines.append(f"  - cause: {text.cause}")
-    if text.remedy:
-        lines.append(f"  - remedy: {_plain(text.remedy)}")
+    remedy = text.remedy or ("" if text.is_reason else AS_SAID)
+    if remedy:
+        lines.append(f"  - remedy: {_plain(remedy)}")
     return "\n".join([*lines, f"  - {text.file}"])
 
 
