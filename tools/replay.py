@@ -135,8 +135,17 @@ def check_device(step: BadStep) -> None:
         raise UserError(f"the step was computed on {step.device}, and {device_name()} draws other numbers: {remedy}")
 
 
+def state_of_weights(engine: SATVideoDiffusionEngine) -> str:
+    """How many of the weights are not finite, in words."""
+    bad = sum(int((~torch.isfinite(each)).sum()) for each in engine.parameters())
+    return f"{bad:,} of {sum(each.numel() for each in engine.parameters()):,} weights are not finite"
+
+
 def replay(bundle: Path, rank: int | None, base: Path | None) -> tuple[BadStep, RankRecord, list[Line]]:
-    """Compute one rank's part of the step (the first that is kept if None). UserError where something is missing."""
+    """Compute one rank's part of the step (the first that is kept if None); says first how the weights are.
+
+    UserError where something is missing.
+    """
     step = read_step(bundle)
     kept = {record.rank: record for record in step.records}
     record = step.records[0] if rank is None else kept.get(rank)
@@ -154,6 +163,7 @@ def replay(bundle: Path, rank: int | None, base: Path | None) -> tuple[BadStep, 
     except KeyError as error:
         raise UserError(f"{bundle / CONFIG} says nothing of {error}: put back the file that the run wrote") from error
     load_weights(engine, bundle, step, base)
+    print(state_of_weights(engine))
     return step, record, list(compute(engine, step, record, forward))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ class Recovery:
         base = run.args.base_weights if adapters_only else None
         bundle = keep_bad_step(run.folder, failed, engine, watch, forward, base)
         checkpoint = newest_whole(run.folder) if self._went_back_to is None else None
-        kept = f"; to compute it again: python tools/replay.py {bundle}" if bundle else ""
+        kept = f"; to compute it again: python tools/replay.py {shlex.quote(str(bundle))}" if bundle else ""
         what = f"iteration {failed}: {watch.cause}, {watch.bad_in_a_row} steps in a row"
         if checkpoint is None:
             why = (
