@@ -54,6 +54,7 @@ class Lifeline:
         self._is_leaving = False
         self._peers: list[Peer] = []
         self._stale: dict[int, tuple[float, str]] = {}
+        self._stood_still = False  # all of them, by what each has said once
         self._server: socket.socket | None = None
         self._token = ""
 
@@ -104,7 +105,8 @@ class Lifeline:
     def stale(self, seconds: float, what: str) -> None:
         """This rank has got nowhere for `seconds`, since `what`; where that is so of all, `on_stall` is called on all.
 
-        A rank that waits for another that gets on is in order. Said again or taken back by `fresh`.
+        A rank that waits for another that gets on is in order. To be said again: all must have said it twice, since once
+        it may cross with a `fresh`, which takes it back.
         """
         if not self.is_complete:
             self.on_stall(f"rank {self.rank} for {seconds:.0f} s, since {what}")
@@ -115,7 +117,7 @@ class Lifeline:
 
     def fresh(self) -> None:
         """This rank gets on again."""
-        self._stale.pop(self.rank, None)
+        self._note_fresh(self.rank)
         if self.rank != 0:
             self._broadcast("fresh")
 
@@ -155,6 +157,8 @@ class Lifeline:
         ends_at: float | None = None
         while not self._is_leaving and (ends_at is None or time.monotonic() < ends_at):
             readable = wait_for([*(peer.connection for peer in self._peers), *filter(None, [self._server])], ends_at)
+            if self._is_leaving:
+                return
             if self._server is not None and self._server.fileno() in readable:
                 self._accept(self._server)
             for peer in [each for each in self._peers if each.connection.fileno() in readable]:
@@ -199,7 +203,7 @@ class Lifeline:
             seconds, _, what = rest.partition(" ")
             self._note_stale(peer.rank, float(seconds), what)
         elif word == "fresh":
-            self._stale.pop(peer.rank, None)
+            self._note_fresh(peer.rank)
         elif word == "stall":
             self.on_stall(rest)
         return True
@@ -223,11 +227,19 @@ class Lifeline:
 
     def _note_stale(self, rank: int, seconds: float, what: str) -> None:
         self._stale[rank] = (seconds, what)
-        if len(self._stale) == self.size:
+        if len(self._stale) < self.size:
+            return
+        if self._stood_still:
             longest, (waited, since) = max(self._stale.items(), key=lambda each: each[1][0])
             words = f"rank {longest} for {waited:.0f} s, since {since}"
             self._broadcast("stall", words)
             self.on_stall(words)
+        self._stood_still = True
+        self._stale.clear()
+
+    def _note_fresh(self, rank: int) -> None:
+        self._stood_still = False
+        self._stale.pop(rank, None)
 
     def _broadcast(self, *words: object) -> None:
         for peer in list(self._peers):
