@@ -9,6 +9,7 @@ import hashlib
 import os
 import shutil
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -23,18 +24,28 @@ class Written(NamedTuple):
 
 
 class Hashing:
-    """A file to write into that hashes what passes; for writers that go from front to back, as torch.save does."""
+    """A file to write into that hashes what passes, large blocks in a thread beside the writing; for writers that go
+    from front to back, as torch.save does. To be used in a `with`.
+    """
 
     def __init__(self, file: BinaryIO) -> None:
         self._file, self._digest, self._size = file, hashlib.sha256(), 0
+        self._thread = ThreadPoolExecutor(1)
 
     def write(self, data: Any) -> int:
         """All of `data` (bytes-like), or OSError."""
         view = memoryview(data).cast("B")
-        done = self._file.write(view)
+        if len(view) < READ_BYTES:
+            self._digest.update(view)
+            done = self._file.write(view)
+        else:
+            hashed = self._thread.submit(self._digest.update, view)
+            try:
+                done = self._file.write(view)
+            finally:
+                hashed.result()  # the writer uses the block's memory again
         if done != len(view):
             raise OSError(f"{self._file.name}: only {done} of {len(view)} bytes could be written")
-        self._digest.update(view)
         self._size += done
         return done
 
@@ -46,6 +57,12 @@ class Hashing:
         """What has passed so far."""
         return Written(self._size, self._digest.hexdigest())
 
+    def __enter__(self) -> Hashing:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._thread.shutdown()
+
 
 def open_file(path: Path) -> BinaryIO:
     """A new file to write."""
@@ -54,12 +71,11 @@ def open_file(path: Path) -> BinaryIO:
 
 def write_file(path: Path, write: Callable[[Any], None]) -> Written:
     """A new file with what `write(file)` writes, on the disk when this returns."""
-    with open_file(path) as file:
-        hashing = Hashing(file)
+    with open_file(path) as file, Hashing(file) as hashing:
         write(hashing)
         file.flush()
         os.fsync(file.fileno())
-    return hashing.written
+        return hashing.written
 
 
 def hash_file(path: Path) -> Written:

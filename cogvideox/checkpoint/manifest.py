@@ -56,10 +56,10 @@ class Manifest:
                 data = file.read(MOST_BYTES + 1)
             manifest = cls._of(json.loads(data))
         except FileNotFoundError:
-            raise Damaged(f"has no {MANIFEST}, so it was not saved to its end") from None
+            raise Damaged(f"has no {MANIFEST}: it was not saved to its end, or before there were any (--load takes its weights)") from None
         except OSError as error:
             raise Damaged(f"has a {MANIFEST} that cannot be read ({error.strerror})") from error
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
             raise Damaged(f"has a damaged {MANIFEST}") from error
         if manifest._encoded() != data:
             raise Damaged(f"has a {MANIFEST} that was changed")
