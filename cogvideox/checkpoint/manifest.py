@@ -56,7 +56,9 @@ class Manifest:
                 data = file.read(MOST_BYTES + 1)
             manifest = cls._of(json.loads(data))
         except FileNotFoundError:
-            raise Damaged(f"has no {MANIFEST}: it was not saved to its end, or before there were any (--load takes its weights)") from None
+            raise Damaged(
+                f"has no {MANIFEST}: it was not saved to its end, or before there were any (--load takes its weights)"
+            ) from None
         except OSError as error:
             raise Damaged(f"has a {MANIFEST} that cannot be read ({error.strerror})") from error
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
