@@ -37,7 +37,7 @@ class TooMany(Exception):
 
 
 def on_ranks(rank: int, port: int, log: str, case: str, stages: list[int]) -> None:
-    """Entry of a process: `case` of this module, at each of the stages."""
+    """Entry of a process: `case` of this module, at each of the stages, and where DeepSpeed is to check nothing."""
     output = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     for stream in (1, 2):
         os.dup2(output, stream)
@@ -50,15 +50,19 @@ def on_ranks(rank: int, port: int, log: str, case: str, stages: list[int]) -> No
             rank=rank, world_size=2, local_rank=rank, distributed_backend="gloo", model_parallel_size=1, seed=3
         )
     )
+    run = getattr(sys.modules[__name__], case)
     for stage in stages:
         for dtype in (torch.float32, torch.bfloat16):
-            getattr(sys.modules[__name__], case)(rank, stage, dtype)
+            run(rank, stage, dtype, {})
+    run(rank, 2, torch.bfloat16, {"bf16": {"enabled": True, "check_grad_overflow": False}})
+    without_norm = {"zero_optimization": {"stage": 1, "compute_grad_norm": False}, "gradient_clipping": 0.0}
+    run(rank, 1, torch.float32, without_norm)
     shutdown()
 
 
-def compare(rank: int, stage: int, dtype: torch.dtype) -> None:
+def compare(rank: int, stage: int, dtype: torch.dtype, changes: dict[str, Any]) -> None:
     """A bad step changes no bit of the training's state, and the next step is what it were without it."""
-    good, bad = Trained(stage, dtype), Trained(stage, dtype)
+    good, bad = Trained(stage, dtype, changes), Trained(stage, dtype, changes)
     for trained in (good, bad):
         trained.step({})
     for kind in ("loss", "gradients"):
@@ -76,7 +80,7 @@ def compare(rank: int, stage: int, dtype: torch.dtype) -> None:
 class Trained:
     """An engine of the product's, trained by its `train_step` on the same batches each time it is made."""
 
-    def __init__(self, stage: int, dtype: torch.dtype) -> None:
+    def __init__(self, stage: int, dtype: torch.dtype, changes: dict[str, Any]) -> None:
         from cogvideox.parallel import current
         from cogvideox.sat_bridge import building
         from cogvideox.sat_bridge.bad_numbers import NumberWatch
@@ -91,6 +95,7 @@ class Trained:
             "zero_allow_untested_optimizer": True,
             "bf16": {"enabled": dtype == torch.bfloat16},
             "optimizer": {"type": "EmaAdamW", "params": {"lr": 0.01}},
+            **changes,
         }
         args = argparse.Namespace(deepspeed_config=config, deepspeed=True)
         self.engine, self.optimizer = building.setup_model_untrainable_params_and_optimizer(args, Net().to(dtype))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import math
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,7 +13,7 @@ import torch
 from torch.utils.data import Dataset
 
 from cogvideox.data.mixture import Mixture
-from cogvideox.parallel import Group
+from cogvideox.parallel import Group, Groups, install
 from cogvideox.sat_bridge import training
 from cogvideox.sat_bridge.bad_numbers import GRADIENTS, LOSS, NumberWatch
 from cogvideox.sat_bridge.loaders import EvaluationLoader
@@ -189,6 +191,44 @@ def test_what_was_bad_is_passed_over_when_it_comes_again_also_after_a_resume() -
     other.loader.order_id = "another order"
     other.restore(state)
     assert not other.loader.walk.quarantined
+
+
+def test_a_spike_is_told_with_its_clips_and_changes_nothing_and_a_resumed_run_flags_the_same() -> None:
+    watch, resumed = watching(), watching()
+    for number in range(120):
+        step([1.0 + 0.1 * (number % 3)], watch=watch)
+    resumed.restore(watch.state())
+    for each, clip in ((watch, "clip 120"), (resumed, "clip 0")):
+        loss, engine, _ = step([9.0], watch=each)
+        assert (loss.item(), engine.steps) == (9.0, 1)
+        (line,) = each._teller.lines
+        assert line[1] == "loss spike" and (line[2]["clips"], line[2]["loss"]) == (clip, 9.0)
+        assert each.recorder.drain()["loss_spikes"] == 1.0
+        assert "loss_spikes" not in each.recorder.drain()
+
+
+@dataclass(frozen=True)
+class OtherModelRank(Group):
+    """A model parallel rank whose other one has a loss that is not finite, or as here."""
+
+    is_bad: bool = False
+
+    def sum(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.add_(float(self.is_bad))
+
+    def broadcast(self, tensor: torch.Tensor, src: int = 0) -> torch.Tensor:
+        return tensor
+
+
+@pytest.mark.parametrize("is_bad", [True, False])
+def test_a_bad_loss_of_another_model_parallel_rank_counts(is_bad: bool) -> None:
+    before = install(Groups(model=OtherModelRank(rank=0, size=2, is_bad=is_bad)))
+    try:
+        part, loss = training._reduce(torch.tensor(1.5), {"extra": torch.tensor(3.0)})
+    finally:
+        install(before)
+    assert part["extra"].item() == 3.0
+    assert math.isnan(loss) == is_bad and (is_bad or loss == 1.5)
 
 
 class Numbers(Dataset):

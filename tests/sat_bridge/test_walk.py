@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from torch.utils.data import IterableDataset
 
 from cogvideox.data.mixture import DrawnDataset, Mixture
 from cogvideox.data.order import RankBatches
 from cogvideox.sat_bridge.numbered import TrainLoader
+from cogvideox.sat_bridge.streams import IterableLoader
 from cogvideox.sat_bridge.walk import Walk
 
 
@@ -59,6 +62,31 @@ def test_a_loader_is_set_back_while_it_is_iterated_and_passes_over_the_quarantin
     assert [drawn(next(iterator)) for _ in steps] == [first[step] for step, _ in steps]
     assert drawn(loader.batch_of(3)) == first[3]
     assert loader.clips_of(3) == [f"sample {draw.sample}" for draw in loader.batch_sampler.batch(3)]
+
+
+class Endless(IterableDataset):
+    """Numbers, whatever rank asks."""
+
+    def __iter__(self) -> Iterator[dict[str, int]]:
+        return iter({"drawn": number} for number in range(8))
+
+
+def test_a_stream_of_ones_own_is_set_back_by_reading_it_again() -> None:
+    args = argparse.Namespace(
+        gradient_accumulation_steps=1, batch_size=2, num_workers=0, prefetch_factor=2, seed=4, iterable_dataset=True
+    )
+    loader = IterableLoader(Endless(), args)
+    loader.start_at(0)
+    iterator = iter(loader)
+    first = []
+    for _ in range(5):
+        loader.walk.advance()
+        first.append(drawn(next(iterator)))
+    assert drawn(loader.batch_of(4)) == first[4] and loader.batch_of(3) is None and loader.clips_of(4) == []
+    loader.walk.quarantined |= {2}
+    loader.start_at(1)
+    assert [loader.walk.advance() for _ in range(3)] == [(1, 0), (3, 1), (4, 0)]
+    assert [drawn(next(iterator)) for _ in range(3)] == [first[1], first[3], first[4]]
 
 
 def test_ranks_that_read_nothing_walk_alike() -> None:
