@@ -40,6 +40,7 @@ from cogvideox.checkpoint.replay_bundle import (  # noqa: E402
     read_step,
 )
 from cogvideox.checkpoint.resuming import restore_random_state  # noqa: E402
+from cogvideox.config.bounds import safe_yaml  # noqa: E402
 from cogvideox.config.targets import allowed_modules  # noqa: E402
 from cogvideox.data.batches import to_device  # noqa: E402
 from cogvideox.errors import UserError  # noqa: E402
@@ -72,7 +73,7 @@ def read_config(bundle: Path) -> Mapping[str, Any]:
     """The run's. UserError where it is missing, damaged, or without a model."""
     path = bundle / CONFIG
     try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+        config = safe_yaml(path)
         config["model"]["network_config"]["params"]["transformer_args"].items()
     except (OSError, yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise UserError(f"{path} cannot be read ({' '.join(str(error).split())}): name a whole bundle") from error
