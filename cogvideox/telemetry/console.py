@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import re
 
 from cogvideox.errors import shown
 
+_LIKE_A_LINE = re.compile(r"\n(?=\d\d:\d\d:\d\d )")
 # Of the packages that fetch shards: who they are to the storage, once a process.
 CHATTY = ("botocore", "aiobotocore", "fsspec", "httpx")
 
@@ -13,7 +15,7 @@ CHATTY = ("botocore", "aiobotocore", "fsspec", "httpx")
 class PlainFormatter(logging.Formatter):
     """The time of day and the message, as `errors.shown` has it: names and captions come from outside.
 
-    Later lines of a message are indented, so that none can pass for a line of the log.
+    A later line of a message that looks like a line of the log is indented, so that it cannot pass for one.
     """
 
     def __init__(self) -> None:
@@ -21,7 +23,7 @@ class PlainFormatter(logging.Formatter):
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  (logging's name)
         """One record's text, without a traceback."""
-        record.message = shown(record.message).replace("\n", "\n  ")
+        record.message = _LIKE_A_LINE.sub("\n  ", shown(record.message))
         return super().formatMessage(record)
 
 
