@@ -12,6 +12,7 @@ from datetime import timedelta
 import numpy as np
 import torch
 import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
 
 from cogvideox.errors import UserError
 from cogvideox.parallel import Group, Groups, install
@@ -83,11 +84,12 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def seed_of_draws(seed: int, data_parallel_rank: int) -> int:
-    """The seed of one data parallel rank's noise, timesteps and caption dropout: unlike between ranks, alike within
-    a model parallel group. Mixed, so that run 1's rank 1 does not draw what run 2's rank 0 draws.
+def seed_of_draws(seed: int, data_parallel_rank: int, iteration: int = 0) -> int:
+    """The seed of one data parallel rank's noise, timesteps and caption dropout from `iteration` on: unlike between
+    ranks, alike within a model parallel group. Mixed, so that run 1's rank 1 does not draw what run 2's rank 0 draws.
     """
-    return int(np.random.SeedSequence([seed, data_parallel_rank]).generate_state(1, np.uint32)[0])
+    mixed = [seed, data_parallel_rank, *([iteration] if iteration else [])]
+    return int(np.random.SeedSequence(mixed).generate_state(1, np.uint32)[0])
 
 
 def _group(process_group: dist.ProcessGroup) -> Group:
@@ -102,13 +104,23 @@ def _join_world(args: argparse.Namespace) -> None:
     os.environ.setdefault("MASTER_ADDR", _default_master_address(args.world_size))
     os.environ.setdefault("MASTER_PORT", str(_default_master_port()))
     try:
-        dist.init_process_group(**common, init_method="env://")
+        store, _, _ = next(rendezvous("env://", args.rank, args.world_size))
+        dist.init_process_group(**common, store=dist.PrefixStore(_attempt(), store))
     except (dist.DistNetworkError, dist.DistStoreError) as error:
         address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         raise UserError(
             f"rank {args.rank} of {args.world_size} cannot meet the others at {address} ({error}). "
             "Set MASTER_ADDR and MASTER_PORT to an address of the first node and a free port there, alike on all nodes."
         ) from error
+
+
+def _attempt() -> str:
+    """torchrun's agent (torch 2.13) keeps its store over restarts, with the addresses of those that have ended: each of
+    its attempts gets a place of its own. Agents of several machines count theirs apart; tools/torchrun.py has a new
+    store for each there.
+    """
+    is_one_agent = os.environ.get("GROUP_WORLD_SIZE", "1") == "1"
+    return f"attempt-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0') if is_one_agent else '0'}"
 
 
 def _default_master_address(world_size: int) -> str:

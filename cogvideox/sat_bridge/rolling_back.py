@@ -74,7 +74,7 @@ class Recovery:
         run.watch.restore(state["numbers"])
         draws = random_state_of(state["random_states"], world.rank, world.size)
         if draws is None:
-            seed_everything(seed_of_draws(run.args.seed, current().data.rank))
+            seed_everything(seed_of_draws(run.args.seed, current().data.rank, run.args.iteration))
         else:
             restore_random_state(draws)
         run.reporter.go_back_to(run.args.iteration)

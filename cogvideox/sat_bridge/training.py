@@ -131,7 +131,7 @@ def prepared_for_training(args: argparse.Namespace, random_state: dict[str, Any]
 
     Collecting cost the reference 0.35 s at every step; what setup left behind is frozen once instead.
     """
-    seed_everything(seed_of_draws(args.seed, current().data.rank))
+    seed_everything(seed_of_draws(args.seed, current().data.rank, args.iteration))
     if random_state is not None:
         restore_random_state(random_state)
     gc.collect()
