@@ -126,7 +126,7 @@ def prepare(out: Path, quarantine: Path, data: Path, is_asked: bool) -> None:
     if quarantine.exists() and not (quarantine.is_file() and is_quarantine_list(quarantine)):
         raise UserError(f"--quarantine {quarantine} is there and no list of this tool: name another file to write")
     if out.exists() and not out.is_dir():
-        raise UserError(f"--out {out} is not a folder")
+        raise UserError(f"--out {out} is not a folder: name one")
     out.mkdir(parents=True, exist_ok=True)
     found = set(os.listdir(out))
     if not found <= OWN_FILES and "ledger.jsonl" not in found:

@@ -170,7 +170,9 @@ def loss_ends(run: Path) -> tuple[float, float]:
     logged = [line["loss"] for line in lines if "loss" in line and "split" not in line]
     losses = [math.nan if loss is None else float(loss) for loss in logged]
     if not losses:
-        raise UserError(f"{path} holds no training loss: the run has logged no iteration (args.log_interval)")
+        raise UserError(
+            f"{path} holds no training loss: the run has logged no iteration (args.log_interval): train longer"
+        )
     tenth = max(1, len(losses) // 10)
     return sum(losses[:tenth]) / tenth, sum(losses[-tenth:]) / tenth
 

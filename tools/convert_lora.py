@@ -59,7 +59,7 @@ def merged(args: argparse.Namespace, weights: Weights, description: Description)
         return _on_base(network(_last_base(weights)).then(_without_adapters), dict(alone.tensors()), scale)
     base = open_weights(args.base_weights)
     if base.kind != "transformer" or any(is_sat_adapter(name) for name in base.shards[0]):
-        raise UserError(f"{args.base_weights} is no plain transformer to add adapters to (--base-weights)")
+        raise UserError(f"{args.base_weights} is no plain transformer to add adapters to: name one with --base-weights")
     return _on_base(network(base), dict(alone.tensors()), scale)
 
 
@@ -164,7 +164,10 @@ def imported(
     if args.base_weights:
         base = open_weights(args.base_weights)
         if base.kind == "VAE" or base.layout == "PEFT":
-            raise UserError(f"{args.base_weights} holds {base.layout} {base.kind}, no transformer to train on from")
+            raise UserError(
+                f"{args.base_weights} holds {base.layout} {base.kind}, no transformer to train on from: "
+                "name one with --base-weights"
+            )
         beside["base_weights"] = str(args.base_weights.resolve())
     else:
         said.append("no base is noted in it: give --base-weights if it shall be trained on by --load")

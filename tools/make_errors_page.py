@@ -40,6 +40,7 @@ GROUPS: tuple[tuple[str, str, str], ...] = (
     ("Running: processes, devices, the training loop", r".*", "docs/launching.md."),
 )  # fmt: skip
 SKIPPED = re.compile(r"tools/(benchmark|quickstart|make_|error_texts).*")
+WANTED = re.compile(r"\b(must|needs?|needed|expected|only|takes?|are supported|belongs|known are|square|layers are)\b")
 HEAD = " ".join(
     """
 Every message about something that can be mended, with its cause and remedy. Search this page for words of the message
@@ -104,10 +105,15 @@ def _entry(text: ErrorText) -> str:
     lines = [f"- {_code(text.text)}"]
     if text.cause and text.cause not in text.text:
         lines.append(f"  - cause: {text.cause}")
-    remedy = text.remedy or ("" if text.is_reason else AS_SAID)
-    if remedy:
+    if remedy := text.remedy or ("" if text.is_reason else _as_said(text.text)):
         lines.append(f"  - remedy: {_plain(remedy)}")
     return "\n".join([*lines, f"  - {text.file}"])
+
+
+def _as_said(text: str) -> str:
+    """The remedy of a message that says what would be right rather than what to do."""
+    last = text.replace("\n", " ").rpartition(": ")[2]
+    return f"see to this: {last}" if last != text and WANTED.search(last) else AS_SAID
 
 
 def _code(text: str) -> str:

@@ -109,7 +109,9 @@ def _scale_of_peft(state: Mapping[str, Tensor], file: Path) -> float:
         )
     settings = _json(path.read_text(encoding="utf-8", errors="replace"), str(path))
     if settings.get("peft_type", "LORA") != "LORA":
-        raise UserError(f"{path}: peft_type {settings['peft_type']!r} is not supported, LORA is")
+        raise UserError(
+            f"{path}: peft_type {settings['peft_type']!r} is not supported, LORA is: take adapters of that kind"
+        )
     _check_plain(settings, str(path))
     scale = _ratio(settings, str(path))
     matrices = {name: tensor for name, tensor in state.items() if ".lora_A." in name or ".lora_B." in name}

@@ -192,7 +192,9 @@ def vae_config(diffusers: Mapping[str, Tensor], settings: Mapping[str, Any]) -> 
     blocks = "encoder.down_blocks.{}.resnets.{}.conv2.conv.weight"
     for needed in ("encoder.conv_out.conv.weight", blocks.format(0, 0)):
         if needed not in shapes:
-            raise UserError(f"the VAE's weights are not whole: {needed} (in diffusers' naming) is missing")
+            raise UserError(
+                f"the VAE's weights are not whole: {needed} (in diffusers' naming) is missing: fetch them again"
+            )
     widths: list[int] = []
     while (shape := shapes.get(blocks.format(len(widths), 0))) is not None:
         widths.append(shape[0])

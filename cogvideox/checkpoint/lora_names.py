@@ -90,7 +90,7 @@ def _peft_name(name: str) -> str:
             layer = _NUMBER.search(name)
             assert layer is not None
             return f"{PIPELINE_PREFIX}{diffusers.format(layer[0])}.lora_{match['side']}.weight"
-    raise UserError(f"{name} is no LoRA matrix of a CogVideoX transformer in SAT's layout")
+    raise UserError(f"{name} is no LoRA matrix of a CogVideoX transformer in SAT's layout: name another file")
 
 
 def _sat_name(name: str) -> str | None:

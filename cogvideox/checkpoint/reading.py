@@ -168,7 +168,9 @@ def _tensors(content: Any, path: Path) -> dict[str, Tensor]:
         content = inner
     state = {k: v for k, v in content.items() if isinstance(v, Tensor)} if isinstance(content, Mapping) else {}
     if not state:
-        raise UserError(f"{path}: holds no named tensors (a {type(content).__name__}), so it is no weight file")
+        raise UserError(
+            f"{path}: holds no named tensors (a {type(content).__name__}), so it is no weight file: name another"
+        )
     return state
 
 

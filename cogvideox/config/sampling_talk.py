@@ -68,4 +68,4 @@ def _wait_for_first(name: str) -> None:
         while not store.check([name]):
             time.sleep(POLL_S)
     except dist.DistError as error:
-        raise UserError("the rank that asks for prompts has gone") from error
+        raise UserError("the rank that asks for prompts has gone: start again") from error
