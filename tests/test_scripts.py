@@ -62,6 +62,26 @@ def project(tmp_path: Path) -> Path:
     return folder
 
 
+STOPPED_STAND_IN = """
+import signal, sys, time
+signal.signal(signal.SIGTERM, lambda *_: (time.sleep(0.3), sys.exit(0)))
+print("ready", flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_signal_to_the_quickstarts_script_reaches_the_run_and_is_waited_for(project: Path) -> None:
+    (project / "train_video.py").write_text(STOPPED_STAND_IN)
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "PYTHON": sys.executable}
+    command = ["bash", str(project / SINGLE)]
+    with subprocess.Popen(command, cwd=project, env=environment, stdout=subprocess.PIPE, text=True) as script:
+        assert script.stdout is not None
+        while script.stdout.readline() != "ready\n":
+            assert script.poll() is None
+        script.terminate()
+        assert script.wait(30) == 0  # not 1: no samples are looked for; not 143: the run is waited for
+
+
 def test_single_without_arguments_is_the_quickstart() -> None:
     words = planned(SINGLE)
     assert words[:4] == ["WORLD_SIZE=1", "RANK=0", "LOCAL_RANK=0", "LOCAL_WORLD_SIZE=1"]

@@ -51,10 +51,14 @@ def main(arguments: list[str]) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     logging.getLogger("torch.distributed.elastic.multiprocessing.api").setLevel(logging.CRITICAL)
+    settings = torchrun.parse_args(arguments)
+    if settings.nnodes not in ("1", "1:1"):
+        # Else the agents keep one store over restarts, in which ranks meet the addresses of those that have ended.
+        os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
     codes: list[int] = []
     PContext.close = patient(PContext.close, SignalException, codes)  # type: ignore[method-assign]
     try:
-        torchrun.run(torchrun.parse_args(arguments))
+        torchrun.run(settings)
     except ChildFailedError as error:
         status = first_status([failure.exitcode for failure in error.failures.values()])
         if status != USER_ERROR:

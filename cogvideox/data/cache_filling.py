@@ -13,6 +13,7 @@ from cogvideox.data.batches import as_told
 from cogvideox.data.cached import CachedClips
 from cogvideox.errors import UserError
 from cogvideox.parallel import current
+from cogvideox.parallel.progress import tick
 
 T = TypeVar("T")
 
@@ -33,6 +34,7 @@ def in_rounds(work: Generator[str | None, None, None], most: int) -> list[str]:
     with closing(work):
         for _ in range(-(-most // ROUND)):
             found += on_all(lambda: [each for each in islice(items, ROUND) if each is not None])
+            tick("a round of the cache's filling")
     return found
 
 

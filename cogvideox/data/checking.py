@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 from cogvideox.errors import UserError
+from cogvideox.parallel.progress import tick
 
 _logger = logging.getLogger(__name__)
 
@@ -125,6 +126,7 @@ class _Asking(Generic[Item, Answer]):
         self._slow_s = max(took_s, 0.99 * self._slow_s)
         self._answers[position] = answer
         self._hanging.discard(position)
+        tick("a look at a file")
 
     def _replace_hanging(self, now: float) -> None:
         """Start a thread for each one that has waited too long."""

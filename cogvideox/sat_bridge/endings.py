@@ -20,6 +20,7 @@ FAILURE = 1
 STDERR = 2
 # In what gloo and NCCL say where another rank has gone; torch has no class for gloo's.
 SIGNS = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer", "Broken pipe")
+LOGGED = ", as stands above or in its log"
 MOST_LETTERS = 200  # of an error that other ranks quote
 
 
@@ -51,13 +52,13 @@ def tell(error: Exception) -> int:
         if distributed.first_to_say(str(error)):
             sys.stderr.write(f"{error}\n")
         sys.stderr.flush()
-        lifeline.fail(f"has ended ({quoted})", error.exit_status)
+        lifeline.fail(f"has ended ({quoted}){LOGGED}", error.exit_status)
         return error.exit_status
     loss = lifeline.wait_for_loss() if _may_be_anothers(error) and lifeline.size > 1 else None
     if loss is None:
         traceback.print_exception(error)
         sys.stderr.flush()
-        lifeline.fail(f"has failed ({type(error).__name__}: {quoted})", FAILURE)
+        lifeline.fail(f"has failed ({type(error).__name__}: {quoted}){LOGGED}", FAILURE)
     else:
         if lifeline.speaks(loss):
             sys.stderr.write(f"{lifeline.describe(loss)}\n")

@@ -105,8 +105,8 @@ class Lifeline:
     def stale(self, seconds: float, what: str) -> None:
         """This rank has got nowhere for `seconds`, since `what`; where that is so of all, `on_stall` is called on all.
 
-        A rank that waits for another that gets on is in order. To be said again: all must have said it twice, since once
-        it may cross with a `fresh`, which takes it back.
+        A rank that waits for another that gets on is in order. To be said again: all must have said it twice, since
+        once it may cross with a `fresh`, which takes it back.
         """
         if not self.is_complete:
             self.on_stall(f"rank {self.rank} for {seconds:.0f} s, since {what}")
@@ -128,10 +128,8 @@ class Lifeline:
 
     def describe(self, loss: Loss) -> str:
         """What to say where another rank's end ends this one."""
-        return (
-            f"rank {loss.rank} {loss.words}; its own error stands above or in its log. The other ranks end with it; "
-            "--resume goes on from the newest checkpoint"
-        )
+        end = "The other ranks end with it; --resume goes on from the newest checkpoint"
+        return f"rank {loss.rank} {loss.words}. {end}"
 
     def speaks(self, loss: Loss) -> bool:
         """Whether this rank says so for its machine: the first one on it that is left."""
