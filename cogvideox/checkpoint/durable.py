@@ -13,6 +13,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
+from cogvideox.parallel.progress import tick
+
 READ_BYTES = 1 << 22
 
 
@@ -47,6 +49,7 @@ class Hashing:
         if done != len(view):
             raise OSError(f"{self._file.name}: only {done} of {len(view)} bytes could be written")
         self._size += done
+        tick("bytes of a checkpoint")
         return done
 
     def flush(self) -> None:
