@@ -15,7 +15,9 @@ import yaml
 from arguments import get_args
 from cogvideox.config import allowed_modules, instantiate, resolve_target
 from cogvideox.config.bounds import read_limited
+from cogvideox.config.resumed import _differences
 from cogvideox.config.secrets import is_secret
+from cogvideox.config.settings import Settings
 from cogvideox.config.trust import fault_of_name
 from cogvideox.data.shards import find_shards
 from cogvideox.data.tars import ShardReader
@@ -185,6 +187,13 @@ def test_credentials_in_addresses_are_neither_shown_nor_written(address: str, ke
     save_training_config(Namespace(save=str(place / "run"), merged_config=config))
     assert yaml.safe_load((place / "run/training_config.yaml").read_text()) == config_without_credentials(config)
     assert config_without_credentials(config) == {"args": {"train_data": [kept]}, "n": 1.5}
+
+
+def test_credentials_that_were_not_written_are_no_change_when_a_run_is_resumed() -> None:
+    now, before = ({"args": {"train_data": [f"s3://{login}@store/a.tar"]}} for login in ("me:hush", "***"))
+    assert not list(_differences(Settings(now), Settings(before), ("args.train_data",)))
+    before["args"]["train_data"][0] += "x"
+    assert len(list(_differences(Settings(now), Settings(before), ("args.train_data",)))) == 1
 
 
 def test_a_full_disk_at_the_first_step_is_told(place: Path) -> None:

@@ -12,6 +12,7 @@ from cogvideox.checkpoint.choosing import run_of, runs_of
 from cogvideox.config.bounds import safe_yaml
 from cogvideox.config.report import Problem
 from cogvideox.config.settings import MISSING, Settings, leaves
+from cogvideox.errors import config_without_credentials
 
 AUTO = "auto"
 DEFAULT_SAVE = "runs"
@@ -88,7 +89,7 @@ def _differences(settings: Settings, before: Settings, keys: tuple[str, ...]) ->
     for key in keys:
         was, now = (dict(leaves(_null(tree.get(key)), key)) for tree in (before, settings))
         for name in {**was, **now}:
-            if was.get(name) != now.get(name) and name not in FREE:
+            if was.get(name) != config_without_credentials(now.get(name)) and name not in FREE:
                 yield name, was.get(name), now.get(name)
 
 
