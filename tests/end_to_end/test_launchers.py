@@ -38,14 +38,17 @@ def test_torchrun_wins_over_the_launcher_that_started_it() -> None:
 
 
 @pytest.mark.skipif(shutil.which("mpirun") is None, reason="mpirun is not installed")
-def test_mpirun_trains_on_two_ranks(tmp_path: Path) -> None:
-    config = write_config(tmp_path, {"args": {"train_iters": 2}})
+def test_mpirun_trains_on_two_ranks_until_it_is_signalled(tmp_path: Path) -> None:
+    wrapper = {"model": {"network_wrapper": "tests.end_to_end.mishaps.MishapWrapper"}}
+    config = write_config(tmp_path, {"args": {"train_iters": 50}}, wrapper)
     root = ["--allow-run-as-root", "--oversubscribe", "-n", "2"]
-    script = [sys.executable, str(ROOT / "train_video.py"), "--base", str(config)]
-    env = {k: v for k, v in environment(2).items()}
+    script = [sys.executable, str(ROOT / "train_video.py"), "--base", str(config), "--allow-target", "tests"]
+    env = environment(2) | {"MISHAPS": "1 2 ^USR1"}
     done = run(["mpirun", *root, *script], tmp_path / "runs", env)
     assert done.status == 0, done.output[-3000:]
-    assert len(done.losses) == 2
+    at = len(done.losses)
+    assert 2 <= at < 50 and f"stopped at iteration {at} of 50 by SIGUSR1, saved" in done.output
+    assert (done.folder / "latest").read_text().strip() == str(at)
 
 
 def test_slurms_variables_bring_two_processes_together(tmp_path: Path) -> None:
