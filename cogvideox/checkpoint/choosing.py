@@ -61,6 +61,11 @@ def choose_checkpoint(path: Path, iteration: int | None = None) -> Checkpoint:
     return _sat(path / name)
 
 
+def is_number(name: str) -> bool:
+    """Whether a checkpoint can be named so: an iteration, written as a save writes it."""
+    return name.isascii() and name.isdigit() and str(int(name)) == name
+
+
 def runs_of(save: Path, experiment_name: str) -> list[Path]:
     """The runs of this name in `save` that have saved, that with the newest checkpoint first."""
     pointers = [path / "latest" for path in save.glob(f"{glob.escape(experiment_name)}-*")] if save.is_dir() else []
@@ -70,7 +75,7 @@ def runs_of(save: Path, experiment_name: str) -> list[Path]:
 
 def run_of(path: Path) -> Path:
     """The run that `path`, itself or one of its checkpoints, means."""
-    return path.parent if path.name.isdigit() and not (path / "latest").is_file() else path
+    return path.parent if is_number(path.name) and not (path / "latest").is_file() else path
 
 
 def checkpoints_of(run: Path) -> list[Path]:
@@ -78,10 +83,10 @@ def checkpoints_of(run: Path) -> list[Path]:
 
     Those after it are what an interrupted save left, or of a past that the run went back from.
     """
-    numbers = {int(path.name) for path in run.iterdir() if path.name.isdigit() and path.is_dir()}
+    numbers = {int(path.name) for path in run.iterdir() if is_number(path.name) and path.is_dir()}
     latest = run / "latest"
     name = latest.read_text(encoding="utf-8", errors="replace").strip() if latest.is_file() else ""
-    if name.isdigit():
+    if is_number(name):
         numbers = {number for number in numbers if number <= int(name)}
     return [run / str(number) for number in sorted(numbers, reverse=True)]
 
@@ -97,10 +102,10 @@ def ema_file_of(checkpoint: Checkpoint) -> Path:
 
 
 def _sat(folder: Path) -> Checkpoint:
-    return Checkpoint(folder, is_sat=True, iteration=int(folder.name) if folder.name.isdigit() else None)
+    return Checkpoint(folder, is_sat=True, iteration=int(folder.name) if is_number(folder.name) else None)
 
 
 def _listed(path: Path) -> str:
     """The iterations that a folder does have, in words."""
-    found = sorted(int(file.parent.name) for file in path.glob(f"*/{MODEL_FILE}") if file.parent.name.isdigit())
+    found = sorted(int(file.parent.name) for file in path.glob(f"*/{MODEL_FILE}") if is_number(file.parent.name))
     return f"it has {', '.join(map(str, found))}" if found else "it has none"
