@@ -111,13 +111,13 @@ class Reporter:
         """What was logged after `step` is void: the run goes on from there."""
         self._logger.go_back_to(step)
 
-    def has_evaluation(self, step: int) -> bool:
-        """Whether the validation of `step` has been logged; every rank must ask."""
+    def evaluation_at(self, step: int) -> dict[str, Any] | None:
+        """What has been logged of the validation of `step`; every rank must ask."""
         path = self.folder / METRICS_NAME
 
-        def found() -> bool:
+        def found() -> dict[str, Any] | None:
             lines = read_metrics(path) if path.is_file() else []
-            return any(line.get("split") == "val" and line.get("iteration") == step for line in lines)
+            return next((line for line in lines if line.get("split") == "val" and line.get("iteration") == step), None)
 
         return current().host.on_first(found)
 

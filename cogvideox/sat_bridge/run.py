@@ -119,7 +119,10 @@ class Run:
     ) -> None:
         """SAT saves before it evaluates: a run that ended in between has an evaluation to make up for."""
         at, every = args.iteration, args.eval_interval
-        if not self._resumed or not every or at % every or not args.do_valid or self.reporter.has_evaluation(at):
+        if not self._resumed or not every or at % every or not args.do_valid:
+            return
+        if logged := self.reporter.evaluation_at(at):  # after the save, which does not know of it
+            self._note_if_best(logged["loss"], at)
             return
         self.evaluate_and_print_results(
             f"iteration {at}", valid, engine, args.eval_iters, args, timers, False, "val", hooks=kwargs["hooks"]
@@ -227,11 +230,15 @@ class Run:
                 return math.nan
             at = step if step is not None else args.iteration
             self._tell_of_new(at, loader, self._bad_in_evaluations[split], f" ({split} data)")
-            if split == "val" and (self.best is None or values["loss"] < self.best["loss"]):
-                self.best = {"loss": values["loss"], "iteration": at}
+            if split == "val":
+                self._note_if_best(values["loss"], at)
             self.reporter.evaluation(at, values, split, prefix)
             self.reporter.write_report()
         return values["loss"]
+
+    def _note_if_best(self, loss: float | None, iteration: int) -> None:
+        if loss is not None and math.isfinite(loss) and (self.best is None or loss < self.best["loss"]):
+            self.best = {"loss": loss, "iteration": iteration}
 
     def save_checkpoint(
         self, iteration: int, engine: Any, _optimizer: Any, lr_scheduler: Any, args: argparse.Namespace

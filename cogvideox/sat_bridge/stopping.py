@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 logger = logging.getLogger(__name__)
 
@@ -183,10 +183,18 @@ def installed() -> Iterator[Stops]:
     try:
         yield _process.stops
     finally:
-        for child in set(multiprocessing.active_children()) - others:
-            child.kill()
+        _kill(set(multiprocessing.active_children()) - others)
         _process.listening.end()
         _process.listening, _process.stops = None, before
+
+
+def _kill(children: set[Any]) -> None:
+    """And see them gone without torch's handler, to which the end of a loader's worker is an error of the run."""
+    handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    for child in children:
+        child.kill()
+        child.join()
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL if handler is None else handler)
 
 
 def ignore_signals() -> None:

@@ -47,17 +47,9 @@ def run_warm(
     Raises:
         TimeoutError: after `timeout_s`; the ranks are killed.
     """
-    env = env | {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks)}
-    if ranks > 1:
-        env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     log.write_bytes(b"")
-    processes = []
     asked, asks = multiprocessing.Pipe()
-    for rank in range(ranks):
-        own = env | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-        process = warm_context().Process(target=_rank, args=(arguments, own, str(log), asks if verifier else None))
-        process.start()
-        processes.append(process)
+    processes = start_warm(arguments, env, ranks, log, asks if verifier else None)
     try:
         _wait(processes, timeout_s, asked, verifier)
     finally:
@@ -65,6 +57,22 @@ def run_warm(
     codes = [process.exitcode for process in processes]
     failures = [code for code in codes if code]
     return next((code for code in failures if code not in STOPPED), next(iter(failures), 0)), output
+
+
+def start_warm(
+    arguments: list[str], env: dict[str, str], ranks: int, log: Path, asks: Connection | None = None
+) -> list[BaseProcess]:
+    """The processes of `train_video.main(arguments)` on `ranks` ranks, which append to `log`."""
+    env = env | {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks)}
+    if ranks > 1:
+        env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    processes = []
+    for rank in range(ranks):
+        own = env | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+        process = warm_context().Process(target=_rank, args=(arguments, own, str(log), asks))
+        process.start()
+        processes.append(process)
+    return processes
 
 
 def _wait(processes: list[BaseProcess], timeout_s: float, asked: Connection, verifier: Verifier | None) -> None:

@@ -163,3 +163,12 @@ def test_the_last_line_says_what_is_saved(
     with caplog.at_level("INFO"):
         assert farewell(Ended()) == status
     assert said in caplog.text and len(caplog.records) == 1
+
+
+def test_a_loaders_worker_that_still_runs_at_the_end_is_no_error_of_the_run() -> None:
+    with stopping.installed():
+        batches = iter(torch.utils.data.DataLoader(range(1000), num_workers=1))
+        next(batches)
+        (worker,) = batches._workers  # type: ignore[attr-defined]
+    assert not worker.is_alive()
+    time.sleep(0.1)  # torch's handler would raise here
