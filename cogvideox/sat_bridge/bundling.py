@@ -27,7 +27,7 @@ from cogvideox.checkpoint.replay_bundle import (
     write_weights,
 )
 from cogvideox.checkpoint.resuming import restore_random_state
-from cogvideox.errors import UserError
+from cogvideox.errors import UserError, without_credentials
 from cogvideox.parallel import current
 from cogvideox.platform import device_name
 from cogvideox.sat_bridge.bad_numbers import LOSS, MicroBatch, NumberWatch
@@ -70,28 +70,31 @@ def keep_bad_step(
         return None
     own = again if current().model.rank == 0 else None
     found: list[_Again] = [each for each in host.gather_objects(own and _without_tensors(own)) if each is not None]
-    was_bad = [each for each in found if not math.isfinite(each.record.seen_loss)]
-    kept = [each.record for each in [each for each in found if each.is_bad] or was_bad or found][:MOST_RANKS]
-    step = _described(iteration, engine, watch, base_weights, kept)
+    step = _described(iteration, engine, watch, base_weights, _worth_keeping(found))
+    weights = _weights(engine, only_trained=base_weights is not None)
     folder = host.on_first(lambda: _free_name(run / f"bad-step-{iteration}"))
     incomplete = folder.with_name(f"{folder.name}.incomplete")
-    weights = _weights(engine, only_trained=base_weights is not None)
-    faults = host.gather_objects(_fault(lambda: _begin(incomplete, run)) if current().world.rank == 0 else None)
 
     def write() -> None:
-        if own is not None and any(own.record.rank == each.rank for each in kept):
+        if own is not None and any(own.record.rank == each.rank for each in step.records):
             write_forward(incomplete, own.record.rank, own.forward)
         if current().data.rank == 0:
             write_weights(incomplete, current().model.rank, weights, base_weights)
 
-    faults += host.gather_objects(None if any(faults) else _fault(write))
-    if current().world.rank == 0 and not any(faults):
-        faults[0] = _fault(lambda: _finish(incomplete, folder, step))
-    fault = host.broadcast_object(next(filter(None, faults), None))
-    if fault is not None:
-        _tell(f"no replay bundle in {folder}: {fault}")
-        return None
-    return folder
+    fault = _fault_on_first(lambda: _begin(incomplete, run))
+    fault = fault or next(filter(None, host.gather_objects(_fault(write))), None)
+    fault = fault or _fault_on_first(lambda: _finish(incomplete, folder, step))
+    if fault is None:
+        return folder
+    _fault_on_first(lambda: durable.remove_folder(incomplete))
+    _tell(f"no replay bundle in {folder}: {fault}")
+    return None
+
+
+def _worth_keeping(found: list[_Again]) -> list[RankRecord]:
+    bad = [each for each in found if each.is_bad]
+    was_bad = [each for each in found if not math.isfinite(each.record.seen_loss)]
+    return [each.record for each in bad or was_bad or found][:MOST_RANKS]
 
 
 def _computed_again(engine: Any, watch: NumberWatch, forward: ForwardStep) -> _Again | None:
@@ -138,7 +141,7 @@ def _compute(
         rank=told.rank,
         seen_loss=told.loss,
         loss=float(loss.detach()),
-        clips=told.clips,
+        clips=[without_credentials(clip) for clip in told.clips],
         timesteps=told.timesteps,
         gradient_norms=norms.by_layer(),
         rest=plain_part(given),
@@ -209,6 +212,11 @@ def _fault(function: Callable[[], None]) -> str | None:
     except OSError as error:
         return f"{error.filename or ''}: {error.strerror or error}".removeprefix(": ")
     return None
+
+
+def _fault_on_first(function: Callable[[], None]) -> str | None:
+    """`_fault` of it on rank 0 alone, on every rank."""
+    return current().host.on_first(lambda: _fault(function))
 
 
 def _tell(text: str) -> None:
