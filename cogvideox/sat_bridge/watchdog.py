@@ -12,11 +12,12 @@ import faulthandler
 import logging
 import os
 import socket
+import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
 
 from cogvideox.parallel.progress import forget, last_tick, tick
 from cogvideox.sat_bridge.lifeline import Lifeline
@@ -29,6 +30,7 @@ MOST_PERIOD_S = 10.0
 LOOKS_IN_A_STALL = 10
 STUCK = 1.5  # of the time-out: where nobody looked in the meantime, the interpreter itself is stuck
 STDERR = 2
+LAST_WORD_S = 1.0  # in which the other ranks have written theirs
 
 
 class Watchdog:
@@ -74,20 +76,24 @@ class Watchdog:
         if not self._has_barked.acquire(blocking=False):
             return
         path = self.folder / f"rank-{self.lifeline.rank}.txt"
-        with os.fdopen(os.dup(STDERR), "w") as stderr:
-            self._write_stacks(stderr)
+        stacks = self._stacks()
+        os.write(STDERR, stacks)  # at once: other ranks may write there too
         with suppress(OSError):  # the file system may be what hangs or is full
             path.parent.mkdir(exist_ok=True)
-            with path.open("w", encoding="utf-8") as file:
-                self._write_stacks(file)
+            path.write_bytes(stacks)
+        # The main threads wait for each other: none fails by another's end before rank 0 has had the last word.
+        if self.lifeline.size > 1:
+            time.sleep(LAST_WORD_S * (1 if self.lifeline.rank == 0 else 2))
         if self.lifeline.rank == 0:
             os.write(STDERR, f"{self._verdict(words)}\n".encode())
         self._exit_now(1)
 
-    def _write_stacks(self, file: IO[str]) -> None:
-        file.write(f"rank {self.lifeline.rank} (pid {os.getpid()} on {socket.gethostname()}) stands still:\n")
-        file.flush()
-        faulthandler.dump_traceback(file)
+    def _stacks(self) -> bytes:
+        head = f"rank {self.lifeline.rank} (pid {os.getpid()} on {socket.gethostname()}) stands still:\n"
+        with tempfile.TemporaryFile() as file:
+            faulthandler.dump_traceback(file)
+            file.seek(0)
+            return head.encode() + file.read()
 
     def _verdict(self, words: str) -> str:
         return (

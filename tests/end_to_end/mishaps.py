@@ -2,7 +2,7 @@
 
 `MISHAPS`: `RANK FORWARD WHAT [ATTEMPT]`, several separated by `;`: in forward number FORWARD, from 1, of the training
 of rank RANK (under torchrun's restart number ATTEMPT). WHAT: names of signals joined by `+`, sent to the rank itself,
-or with a leading `^` to its launcher; `sleep`; an error, `raise`.
+or with a leading `^` to its launcher; `sleep`; an error, `raise`. Prints when.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from cogvideox.sat_bridge import stopping
 from cogvideox.transformer.wrapper import NetworkWrapper
 
 BETWEEN_SIGNALS_S = 1.1
@@ -35,6 +36,7 @@ class MishapWrapper(NetworkWrapper):
 
 
 def happen(what: str) -> None:
+    os.write(2, f"\nmishap at {time.time()}\n".encode())
     if what == "sleep":
         time.sleep(1000)
     if what == "raise":
@@ -43,3 +45,5 @@ def happen(what: str) -> None:
     for number, name in enumerate(what.removeprefix("^").split("+")):
         time.sleep(BETWEEN_SIGNALS_S if number else 0)
         os.kill(whom, getattr(signal, f"SIG{name}"))
+    while what.startswith("^") and stopping.current()._signal is None:
+        time.sleep(0.01)  # the launcher passes it on, or the test's own time runs out

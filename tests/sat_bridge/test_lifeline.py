@@ -186,6 +186,7 @@ class Clock:
 def test_a_standstill_of_all_ranks_ends_all_with_their_stacks(
     world: Ranks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.setattr(watchdog, "LAST_WORD_S", 0.01)
     clock, exits = Clock(monkeypatch), []
     dogs = [Watchdog(60.0, tmp_path / "stacks", line, exits.append) for line in world.lines]
     dogs[0].look()  # nothing was done yet
