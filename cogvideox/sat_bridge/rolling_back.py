@@ -68,16 +68,19 @@ class Recovery:
         so_far = recorder.skipped_batches, recorder.skipped_steps, recorder.overflows
         recorder.restore(state)
         recorder.skipped_batches, recorder.skipped_steps, recorder.overflows = so_far
-        run.best = state.get("best")
-        run.args.iteration = run.checkpoints.saved_at = state["iteration"]
-        run.train_data.start_at(run.args.iteration, recorder.skipped_batches, state.get("data"))
+        at = run.args.iteration = run.checkpoints.saved_at = state["iteration"]
+        if run.best is not None and run.best["iteration"] > at:
+            run.best = state.get("best")
+            if logged := run.reporter.evaluation_at(at):  # after the save, which does not know of it
+                run.note_if_best(logged["loss"], at)
+        run.train_data.start_at(at, recorder.skipped_batches, state.get("data"))
         run.watch.restore(state["numbers"])
         draws = random_state_of(state["random_states"], world.rank, world.size)
         if draws is None:
-            seed_everything(seed_of_draws(run.args.seed, current().data.rank, run.args.iteration))
+            seed_everything(seed_of_draws(run.args.seed, current().data.rank, at))
         else:
             restore_random_state(draws)
-        run.reporter.go_back_to(run.args.iteration)
+        run.reporter.go_back_to(at)
 
 
 def newest_whole(run: Path) -> Path | None:

@@ -122,7 +122,7 @@ class Run:
         if not self._resumed or not every or at % every or not args.do_valid:
             return
         if logged := self.reporter.evaluation_at(at):  # after the save, which does not know of it
-            self._note_if_best(logged["loss"], at)
+            self.note_if_best(logged["loss"], at)
             return
         self.evaluate_and_print_results(
             f"iteration {at}", valid, engine, args.eval_iters, args, timers, False, "val", hooks=kwargs["hooks"]
@@ -231,12 +231,13 @@ class Run:
             at = step if step is not None else args.iteration
             self._tell_of_new(at, loader, self._bad_in_evaluations[split], f" ({split} data)")
             if split == "val":
-                self._note_if_best(values["loss"], at)
+                self.note_if_best(values["loss"], at)
             self.reporter.evaluation(at, values, split, prefix)
             self.reporter.write_report()
         return values["loss"]
 
-    def _note_if_best(self, loss: float | None, iteration: int) -> None:
+    def note_if_best(self, loss: float | None, iteration: int) -> None:
+        """Keep a validation loss if it is finite and the least so far."""
         if loss is not None and math.isfinite(loss) and (self.best is None or loss < self.best["loss"]):
             self.best = {"loss": loss, "iteration": iteration}
 
