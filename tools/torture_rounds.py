@@ -23,7 +23,7 @@ INCOMPLETE = ".incomplete"
 START_UP, STEP, SAVING, NAMED, LATEST, ANNOUNCED = MOMENTS = (
     "start-up", "in a step", "saving", "<n> named", "latest moved", "announced"
 )  # fmt: skip
-STEPPED = re.compile(r"\biteration (\d+)/\d+ \|")
+STEPPED = re.compile(r"\biteration +(\d+)/\d+ \|")
 SAVED = re.compile(r"\bsaved (.+/(\d+)) in ([\d.]+) s$", re.MULTILINE)
 RESUMING = re.compile(r"\bresuming (.+) at iteration (\d+)")
 SAID = 4000  # letters of a log's end that are shown
@@ -56,7 +56,10 @@ class Pace(NamedTuple):
 
 
 class Moment(NamedTuple):
-    """`delay_s` after the `nth` of what `kind` names, since the start; after the start itself for `start-up`."""
+    """`delay_s` after the `nth` of what `kind` names, since the start.
+
+    For `start-up` after the start itself, at the end of the first iteration at the latest.
+    """
 
     kind: str
     nth: int
@@ -112,7 +115,7 @@ class Watch:
     def has_come(self, moment: Moment) -> bool:
         """Whether it is time; waits for the rest of it."""
         if moment.kind == START_UP:
-            return time.monotonic() - self.began >= moment.delay_s
+            return time.monotonic() - self.began >= moment.delay_s or self.counts[STEP] > 0
         if self.counts[moment.kind] < moment.nth:
             return False
         time.sleep(moment.delay_s)
