@@ -164,7 +164,7 @@ def test_missing_folder_is_named_with_the_command_that_fetches_it(tmp_path):
     fetch = 'hf download zai-org/CogVideoX-2b --include "text_encoder/*" --include "tokenizer/*" --local-dir'
     path = tmp_path / "nowhere"
     assert_refused(path, str(path), "no such folder", f"{fetch} {path}")
-    assert_refused("t5-v1_1-xxl", "`t5-v1_1-xxl`", "local cache", f'{fetch} t5-v1_1-xxl')
+    assert_refused("t5-v1_1-xxl", "`t5-v1_1-xxl`", "local cache", f"{fetch} t5-v1_1-xxl")
     assert_refused("google/t5-v1_1-xxl", "`google/t5-v1_1-xxl`", "local cache", fetch)
     file = tmp_path / "file"
     file.touch()
