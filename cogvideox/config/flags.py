@@ -160,8 +160,8 @@ _OURS = [
          "tools/check_data.py writes it"),
     Flag("max-bad-fraction", float, 0.5, "share of the clips that may fail to decode in training before it ends", 0.0,
          maximum=1),
-    Flag("max-bad-steps", int, 3, "steps in a row whose loss or gradients are not finite, after which the run goes back "
-         "to its last checkpoint, once, and then ends", 1),
+    Flag("max-bad-steps", int, 3, "steps in a row whose loss or gradients are not finite, after which the run goes "
+         "back to its last checkpoint, once, and then ends", 1),
     Flag("auto-warmup", bool, False, "SAT's warmup: 5 % of the learning rate for 100 iterations, then a jump"),
     Flag("profile-phases", bool, False, "log how long each phase of a step takes"),
     Flag("resume", str | None, None, "folder of a run (or `auto`) to continue exactly; auto: the newest run of this "
