@@ -144,7 +144,10 @@ def _given_in_vain(settings: Settings, line: CommandLine) -> list[str]:
     """A note for each flag that was given although nothing reads it."""
     sources = {key: line.sources.get(key) or settings.source(f"args.{key}") for key in INERT_FLAGS}
     given = [key for key in INERT_FLAGS if key in line.values or settings.is_given(f"args.{key}")]
-    return [f"args.{key} ({sources[key]}) has no effect ({INERT_FLAGS[key]}); ignored" for key in given]
+    notes = [f"args.{key} ({sources[key]}) has no effect ({INERT_FLAGS[key]}); ignored" for key in given]
+    if settings.get("args.keep_every") and not settings.get("args.save_total_limit"):
+        notes.append("args.keep_every has no effect without --save-total-limit: all checkpoints are kept")
+    return notes
 
 
 def _asks_for_gpu(settings: Settings) -> bool:

@@ -11,6 +11,7 @@ from cogvideox.errors import UserError
 
 MODEL_FILE = "mp_rank_00_model_states.pt"
 MODEL_FILES = "mp_rank_*_model_states.pt"  # one for each model parallel rank
+MANIFEST = "manifest.json"  # of a whole checkpoint, see manifest.py
 EMA_FILE = "mp_rank_00_ema_states.pt"
 
 
@@ -68,9 +69,16 @@ def is_number(name: str) -> bool:
 
 def runs_of(save: Path, experiment_name: str) -> list[Path]:
     """The runs of this name in `save` that have saved, that with the newest checkpoint first."""
-    pointers = [path / "latest" for path in save.glob(f"{glob.escape(experiment_name)}-*")] if save.is_dir() else []
-    pointers = [path for path in pointers if path.is_file()]
-    return [path.parent for path in sorted(pointers, key=lambda path: path.stat().st_mtime, reverse=True)]
+    runs = sorted(save.glob(f"{glob.escape(experiment_name)}-*")) if save.is_dir() else []
+    saved = {run: _saved_at(run) for run in runs if run.is_dir()}
+    return sorted((run for run, at in saved.items() if at), key=lambda run: saved[run], reverse=True)
+
+
+def _saved_at(run: Path) -> float:
+    """When it last saved, as far as the disk tells; 0 for never."""
+    latest = run / "latest"
+    marks = [latest] if latest.is_file() else [path / MANIFEST for path in checkpoints_of(run)]
+    return max((mark.stat().st_mtime for mark in marks if mark.is_file()), default=0.0)
 
 
 def run_of(path: Path) -> Path:

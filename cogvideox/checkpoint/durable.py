@@ -13,9 +13,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-from cogvideox.parallel.progress import tick
+from cogvideox.progress import tick
 
 READ_BYTES = 1 << 22
+MIB, GIB = 1 << 20, 1 << 30
 
 
 class Written(NamedTuple):
@@ -65,6 +66,11 @@ class Hashing:
 
     def __exit__(self, *_: object) -> None:
         self._thread.shutdown()
+
+
+def in_units(size: int) -> str:
+    """Bytes in MiB or GiB."""
+    return f"{size / GIB:.2f} GiB" if size >= GIB else f"{size / MIB:.1f} MiB"
 
 
 def open_file(path: Path) -> BinaryIO:

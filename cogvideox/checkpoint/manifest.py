@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from cogvideox.checkpoint import durable
+from cogvideox.checkpoint.choosing import MANIFEST
 from cogvideox.checkpoint.durable import Written
 
-MANIFEST = "manifest.json"
 FORMAT = 1
 MOST_BYTES = 1 << 24  # a manifest has a line of about 130 bytes for each file
 

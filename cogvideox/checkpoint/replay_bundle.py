@@ -126,6 +126,9 @@ def read_step(folder: Path) -> BadStep:
     path = folder / "bundle.json"
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        what = "has no bundle.json" if folder.is_dir() else "is not there"
+        raise UserError(f"{folder} {what}: name a folder bad-step-… of a run") from None
     except (OSError, ValueError, RecursionError) as error:
         raise _damaged(path, str(error)) from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:

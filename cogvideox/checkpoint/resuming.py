@@ -61,7 +61,8 @@ def _ranks_of(checkpoint: Path) -> int:
     if files != size:
         raise UserError(
             f"{checkpoint} is cut for {files} model parallel ranks and this run has {size}: resume with "
-            f"--model-parallel-size {files}, or start a new run from its weights with --load {checkpoint.parent}"
+            f"--model-parallel-size {files}, or start a new run from its weights with --load {checkpoint.parent} "
+            "--mode finetune"
         )
     return ranks
 

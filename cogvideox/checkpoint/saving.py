@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 from cogvideox.checkpoint import durable
-from cogvideox.checkpoint.durable import Written
+from cogvideox.checkpoint.durable import Written, in_units
 from cogvideox.checkpoint.ema import averages_of
 from cogvideox.checkpoint.manifest import Manifest
 from cogvideox.errors import UserError
@@ -32,7 +32,6 @@ from cogvideox.parallel import Group, current
 from cogvideox.platform import device_random_states
 
 SPARE_BYTES = 1 << 26  # for what is not a tensor, and for the folder itself
-GIB = 1 << 30
 INCOMPLETE, REPLACED, DELETED = ".incomplete", ".replaced", ".deleted"
 
 
@@ -163,7 +162,8 @@ def _prepare(incomplete: Path, needed: int) -> None:
     free = shutil.disk_usage(incomplete.parent).free
     if free < needed + SPARE_BYTES:
         raise SaveFailed(
-            f"{needed / GIB:.2f} GiB are to be written, and {incomplete.parent} has {free / GIB:.2f} GiB free"
+            f"{in_units(needed)} are to be written, {in_units(SPARE_BYTES)} to spare, and {incomplete.parent} has "
+            f"{in_units(free)} free"
         )
     durable.make_folder(incomplete)
 

@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from cogvideox.checkpoint.choosing import MODEL_FILES, run_of
+from cogvideox.checkpoint.choosing import MANIFEST, MODEL_FILES, checkpoints_of, run_of
 from cogvideox.checkpoint.first_bytes import fault_of_file
 from cogvideox.checkpoint.pointers import fault_of_latest
 from cogvideox.config.report import Problem
@@ -175,13 +175,21 @@ def _run_to_resume(settings: Settings) -> Iterator[Problem]:
     folder = Path(resume)
     what = _fault_of_run(folder) if folder.is_dir() else f"there is no folder {resume}{_from_here(resume)}"
     if what:
-        remedy = f"give a run's folder, SAVE/NAME-MM-DD-HH-MM, a checkpoint in it, or `{AUTO}`"
+        run = run_of(folder)
+        have = ", ".join(path.name for path in checkpoints_of(run)) if run.is_dir() else ""
+        named = f"{run}/N with N one of {have}" if have else "a run's folder or a checkpoint in it"
+        remedy = f"give {named}, or `{AUTO}`"
         yield Problem(settings.source("args.resume"), "args.resume", what, remedy)
 
 
 def _fault_of_run(folder: Path) -> str | None:
     """Why nothing can be resumed from a run's folder or a checkpoint in it, as far as names and first bytes tell."""
-    return None if run_of(folder) != folder else _fault_of_latest(folder)
+    if run_of(folder) != folder:
+        return None
+    if not (folder / "latest").is_file():
+        saved = any((path / MANIFEST).is_file() for path in checkpoints_of(folder))
+        return None if saved else f"{folder} holds no checkpoint: it has neither `latest` nor N/{MANIFEST}"
+    return _fault_of_latest(folder)
 
 
 def _is_text_encoder(name: str) -> bool:

@@ -99,5 +99,5 @@ def _null(node: Any) -> Any:
 
 def _refusal(settings: Settings, folder: Path, key: str, was: Any, now: Any) -> Problem:
     what = f"is {now!r}, but {folder} was trained with {was!r}"
-    remedy = f"resume it with {key}={was}, or start a new run from its weights with `--load {folder}`"
+    remedy = f"resume it with {key}={was}, or start a new run from its weights with `--load {folder} --mode finetune`"
     return Problem(settings.source(key), key, what, remedy)

@@ -13,7 +13,7 @@ from cogvideox.data.batches import as_told
 from cogvideox.data.cached import CachedClips
 from cogvideox.errors import UserError
 from cogvideox.parallel import current
-from cogvideox.parallel.progress import tick
+from cogvideox.progress import tick
 
 T = TypeVar("T")
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 from cogvideox.errors import UserError
-from cogvideox.parallel.progress import tick
+from cogvideox.progress import tick
 
 _logger = logging.getLogger(__name__)
 

@@ -41,6 +41,7 @@ def bent(args: argparse.Namespace) -> Iterator[Run]:
         setattr(deepspeed_training, name, ours)
     try:
         yield run
+        run.reporter.say_where()
     except torch.OutOfMemoryError as error:
         raise UserError(out_of_memory(error, args)) from error
     finally:

@@ -11,8 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from cogvideox.checkpoint.durable import in_units
 from cogvideox.checkpoint.retention import Retention
-from cogvideox.checkpoint.saving import GIB, SaveFailed, Snapshot, snapshot, store
+from cogvideox.checkpoint.saving import SaveFailed, Snapshot, snapshot, store
 from cogvideox.errors import UserError
 from cogvideox.parallel import Group, current
 from cogvideox.platform import available_memory
@@ -115,16 +116,17 @@ class Checkpoints:
             return True
         if world.rank == 0:
             logger.warning(
-                "--async-save: copies of %.2f GiB do not fit into the %.2f GiB of memory that %s has free: the "
+                "--async-save: copies of %s do not fit into the %s of memory that %s has free: the "
                 "training waits for this save",
-                needed / GIB,
-                free / GIB,
+                in_units(needed),
+                in_units(free),
                 host,
             )
         return False
 
     def _tell(self, error: SaveFailed, iteration: int, *, is_last: bool) -> None:
-        kept = f"the newest checkpoint is {self.folder / str(self.saved_at)}" if self.saved_at >= 0 else "there is none"
+        newest = self.folder / str(self.saved_at)
+        kept = f"the newest checkpoint is {newest}" if self.saved_at >= 0 else "there is no earlier checkpoint"
         if is_last:
             raise UserError(
                 f"the last state, of iteration {iteration}, could not be saved ({error}); {kept}"

@@ -141,8 +141,11 @@ class Reporter:
         """Close the sinks and write the report of a run that has logged anything."""
         self._logger.close()
         self.write_report()
-        if self._has_content and current().world.rank == 0:
-            logger.info("the run is in %s", self.folder)
+
+    def say_where(self) -> None:
+        """Where a run that went well is."""
+        if self._has_content:
+            self.say(f"the run is in {self.folder}")
 
     def write_report(self) -> None:
         """The report as of now, of a run that has logged anything."""

@@ -17,8 +17,8 @@ from cogvideox.checkpoint.resuming import random_state_of, resume_engine
 from cogvideox.data.checking import LeftOut, describe
 from cogvideox.errors import UserError
 from cogvideox.parallel import current
-from cogvideox.parallel.progress import tick
 from cogvideox.platform import reset_peak_memory
+from cogvideox.progress import tick
 from cogvideox.sat_bridge import building, loaders, stopping, training
 from cogvideox.sat_bridge.bad_numbers import NumberWatch
 from cogvideox.sat_bridge.checkpoints import Checkpoints
@@ -51,6 +51,7 @@ class Run:
         self.sat_train: Callable[..., Any]
         self._timers: Timers | None = None
         self.checkpoints: Checkpoints
+        self._has_trained = False  # a step, since this process began
         self._is_over = False  # SAT's loop has ended: what is saved now is the run's last state
         self.best: dict[str, Any] | None = None  # the least validation loss so far and its iteration
         self._resumed: dict[str, Any] | None = None  # what the checkpoint that the run goes on from says
@@ -147,7 +148,7 @@ class Run:
         tick(f"iteration {args.iteration}")
         if not self.goes_on():
             raise stopping.Stopped
-        self._timers = timers
+        self._timers, self._has_trained = timers, True
         return training.train_step(
             data_iterator,
             engine,
@@ -249,6 +250,8 @@ class Run:
         UserError: with `--verify-save` what was saved does not load as what was trained, or the last state of the run
         cannot be saved.
         """
+        if not self._has_trained:  # what was loaded is where it was loaded from
+            return
         assert self.train_data is not None
         state = self.recorder.state() | {
             "client_lr_scheduler": lr_scheduler.state_dict(),

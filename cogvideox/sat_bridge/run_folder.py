@@ -65,12 +65,14 @@ def _checkpoint_to_resume(resume: str, save: Path, name: str) -> Path | None:
                 remedy = f"take the one before it: --resume {before[0]}" if before else "begin anew without --resume"
                 raise UserError(f"{candidate} {fault}; {remedy}")
             if world.rank == 0:
-                logger.warning("%s %s: not resumed, the one before it is looked at", candidate, fault)
+                logger.warning("%s %s: it is not resumed", candidate, fault)
         if world.rank == 0:
             release(run)
-    if resume == AUTO:
-        return None
-    raise UserError(f"{runs[0]} holds no checkpoint to resume: there is no file `latest` in it (--resume)")
+    if resume != AUTO:
+        raise UserError(f"{runs[0]} holds no checkpoint to resume (--resume)")
+    if runs and world.rank == 0:
+        logger.warning("no checkpoint of %s-… in %s is whole: A NEW RUN BEGINS at iteration 0", name, save)
+    return None
 
 
 def _fault_on_any_rank(checkpoint: Path) -> str | None:
@@ -83,8 +85,6 @@ def _taken_up(run: Path) -> list[Path]:
     """The run's checkpoints, with what an interrupted save left behind put in order."""
     if not run.is_dir():
         raise UserError(f"there is no run {run} (--resume)")
-    if not (run / "latest").is_file():
-        return []
     hold(run)
     try:
         tidy(run)

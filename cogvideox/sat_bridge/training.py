@@ -19,8 +19,8 @@ import torch
 
 from cogvideox.checkpoint.resuming import restore_random_state
 from cogvideox.parallel import current
-from cogvideox.parallel.progress import tick
 from cogvideox.platform import current_device
+from cogvideox.progress import tick
 from cogvideox.sat_bridge.bad_numbers import GRADIENTS, LOSS, NumberWatch
 from cogvideox.sat_bridge.distributed import seed_everything, seed_of_draws
 from cogvideox.sat_bridge.gradients import Outcome, drop_gradients, take_step

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from cogvideox.parallel.progress import forget, last_tick, tick
+from cogvideox.progress import forget, last_tick, tick
 from cogvideox.sat_bridge.lifeline import Lifeline
 
 __all__ = ["Watchdog", "tick", "watching"]

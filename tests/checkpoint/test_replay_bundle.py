@@ -156,7 +156,7 @@ def test_without_a_whole_config_and_weights_it_is_one_error(bundle: Path, capsys
     one_error(bundle, capsys, "has no weights")
     (bundle / "mp_rank_00_model_states.pt").touch()
     one_error(bundle, capsys, "says nothing of 'denoiser_config'")
-    one_error(bundle / "nothing", capsys, "nothing/bundle.json")
+    one_error(bundle / "nothing", capsys, "nothing is not there")
 
 
 def one_error(bundle: Path, capsys: pytest.CaptureFixture[str], said: str) -> None:

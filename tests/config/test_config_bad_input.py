@@ -115,7 +115,7 @@ def test_a_folder_without_clips_and_a_place_that_is_none(run: Run, place: Path) 
     assert "empty holds no .mp4," in text and "no metadata.jsonl," in text and "no videos.txt" in text
     assert f"{place}/3d-vae.pt is not a folder" in text
     assert "neither `latest`" in text
-    assert "has no `latest`" in message(lambda: run("--resume", f"{place}/empty"))
+    assert "holds no checkpoint" in message(lambda: run("--resume", f"{place}/empty"))
     assert run("--load", f"{place}/weights").load == f"{place}/weights"
     (place / "weights/latest").write_text("2")
     for flag in ("--load", "--resume"):

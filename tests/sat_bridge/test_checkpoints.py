@@ -110,7 +110,7 @@ def test_a_failure_beside_the_training_is_told_and_the_last_save_makes_up_for_it
         fail_in(patch, 1)
         run.save(1, engine, STATE, is_last=False)
         run.wait()
-    assert "iteration 1 could not be saved" in caplog.text and "there is none" in caplog.text
+    assert "iteration 1 could not be saved" in caplog.text and "there is no earlier checkpoint" in caplog.text
     run.save(1, engine, STATE, is_last=True)
     assert fault_of(tmp_path / "1") is None
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch.distributed as dist
 
-from cogvideox.parallel import progress
+from cogvideox import progress
 from cogvideox.sat_bridge import endings, lifeline, watchdog
 from cogvideox.sat_bridge.lifeline import Lifeline, Loss
 from cogvideox.sat_bridge.watchdog import Watchdog

@@ -77,6 +77,21 @@ def test_auto_takes_the_newest_checkpoint_of_this_experiment_or_starts_afresh(tm
     assert make_run_folder(fresh).parent == tmp_path / "empty" and fresh.resume is None
 
 
+def test_a_run_without_latest_goes_on_from_its_newest_checkpoint(tmp_path: Path) -> None:
+    run = saved(tmp_path / "trial-01", 1, 2)
+    (run / "latest").unlink()
+    for resume in ("auto", str(run)):
+        args = arguments(tmp_path, resume=resume)
+        assert make_run_folder(args) == run and args.resume == str(run / "2")
+
+
+def test_auto_says_aloud_that_it_begins_anew(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    run = saved(tmp_path / "trial-01", 1)
+    damage(run / "1")
+    assert make_run_folder(arguments(tmp_path, resume="auto")) != run
+    assert "A NEW RUN BEGINS" in caplog.text
+
+
 def damage(checkpoint: Path) -> None:
     file = checkpoint / "mp_rank_00_model_states.pt"
     data = bytearray(file.read_bytes())

@@ -192,7 +192,7 @@ def test_transformer_mistakes(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert "sizes of no published model: give their training config (--base)" in attempt({}, "--to", "diffusers")
     assert "not of the model that --model 2b describes: it has num_layers 30" in attempt({}, "--model", "2b")
     assert "no averaged weights" in attempt({}, "--ema", "--model", "5b")
-    assert "holds no LoRA adapters (--lora)" in attempt({}, "--lora", "merge", "--model", "5b")
+    assert "holds no LoRA adapters: leave out --lora" in attempt({}, "--lora", "merge", "--model", "5b")
     assert "--lora import takes PEFT's adapters; " in attempt({}, "--lora", "import", "--model", "5b")
     assert not out.exists()
 
