@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from cogvideox.errors import UserError
 MODEL_FILE = "mp_rank_00_model_states.pt"
 MODEL_FILES = "mp_rank_*_model_states.pt"  # one for each model parallel rank
 MANIFEST = "manifest.json"  # of a whole checkpoint, see manifest.py
+RUN_TIME = re.compile(r"(-\d\d){4}(-\d+)?")  # what the name of a run ends with: -MM-DD-HH-MM, and -k
 EMA_FILE = "mp_rank_00_ema_states.pt"
 
 
@@ -70,7 +72,8 @@ def is_number(name: str) -> bool:
 def runs_of(save: Path, experiment_name: str) -> list[Path]:
     """The runs of this name in `save` that have saved, that with the newest checkpoint first."""
     runs = sorted(save.glob(f"{glob.escape(experiment_name)}-*")) if save.is_dir() else []
-    saved = {run: _saved_at(run) for run in runs if run.is_dir()}
+    own = [run for run in runs if RUN_TIME.fullmatch(run.name[len(experiment_name) :])]  # not those of a longer name
+    saved = {run: _saved_at(run) for run in own if run.is_dir()}
     return sorted((run for run, at in saved.items() if at), key=lambda run: saved[run], reverse=True)
 
 

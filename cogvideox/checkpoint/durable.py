@@ -94,6 +94,7 @@ def hash_file(path: Path) -> Written:
         while block := file.read(READ_BYTES):
             digest.update(block)
             size += len(block)
+            tick("bytes of a checkpoint")
     return Written(size, digest.hexdigest())
 
 

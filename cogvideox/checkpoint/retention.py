@@ -33,8 +33,13 @@ class Retention:
         return iteration == self.best or bool(self.every) and iteration % (self.every or 1) == 0
 
     def apply(self, run: Path) -> None:
-        """Delete them. One that cannot be deleted is told in the log and stays."""
-        for path in self.to_delete(run):
+        """Delete them. What cannot be deleted, or even listed, is told in the log and stays."""
+        try:
+            going = self.to_delete(run)
+        except OSError as error:
+            logger.warning("%s cannot be listed (%s); --save-total-limit", run, error.strerror or error)
+            return
+        for path in going:
             try:
                 durable.remove_folder(path)
             except OSError as error:

@@ -36,7 +36,7 @@ INCOMPLETE, REPLACED, DELETED = ".incomplete", ".replaced", ".deleted"
 
 
 class UntrustedCheckpoint(UserError):
-    """What was saved does not load as what was trained."""
+    """What was saved is not what was trained."""
 
 
 class SaveFailed(Exception):
@@ -145,8 +145,7 @@ def store(
     _on_first(group, partial(_prepare, incomplete, sum(sizes)))
     written, fault = _written(taken, incomplete)
     outcomes = group.gather_objects((written, fault))
-    faults = [fault for _, fault in outcomes if fault]
-    if faults:
+    if faults := [fault for _, fault in outcomes if fault]:
         _on_first(group, partial(_give_up, incomplete))
         raise SaveFailed(faults[0])
     files = {name: each for names, _ in outcomes for name, each in names.items()}
@@ -162,8 +161,8 @@ def _prepare(incomplete: Path, needed: int) -> None:
     free = shutil.disk_usage(incomplete.parent).free
     if free < needed + SPARE_BYTES:
         raise SaveFailed(
-            f"{in_units(needed)} are to be written, {in_units(SPARE_BYTES)} to spare, and {incomplete.parent} has "
-            f"{in_units(free)} free"
+            f"{in_units(needed)} are to be written, {in_units(SPARE_BYTES)} to spare; {incomplete.parent} has "
+            f"{in_units(free)}"
         )
     durable.make_folder(incomplete)
 
@@ -263,9 +262,12 @@ def _pass(gate: Gate, incomplete: Path, refused: Path) -> None:
         gate.check(incomplete)
     except UntrustedCheckpoint as error:
         shutil.rmtree(refused, ignore_errors=True)
-        incomplete.rename(refused)
+        try:
+            kept = incomplete.rename(refused)
+        except OSError:  # somebody has a file of an earlier one open
+            kept = incomplete
         raise UntrustedCheckpoint(
-            f"{error}\nIt is kept as {refused}, and `latest` does not name it. The run ends here (--verify-save)"
+            f"{error}\nIt is kept as {kept}, and `latest` does not name it. The run ends here (--verify-save)"
         ) from error
 
 

@@ -110,11 +110,11 @@ def elapsed_events(start: torch.cuda.Event | float, end: torch.cuda.Event | floa
 
 
 def device_random_states() -> list[torch.Tensor]:
-    """The random state of every GPU that this process has used; none on a CPU, whose state is torch's own."""
-    return torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    """The random state of this process's GPU, in a list; none on a CPU, whose state is torch's own."""
+    return [torch.cuda.get_rng_state(current_device())] if torch.cuda.is_initialized() else []
 
 
 def restore_device_random_states(states: list[torch.Tensor]) -> None:
-    """Put back what `device_random_states` gave; nothing to do on a CPU."""
+    """Put back what `device_random_states` gave, on whichever GPU is this process's now; nothing to do on a CPU."""
     if torch.cuda.is_available() and states:
-        torch.cuda.set_rng_state_all([state.cpu() for state in states])
+        torch.cuda.set_rng_state(states[0].cpu(), current_device())

@@ -23,6 +23,7 @@ from cogvideox.sat_bridge.verification import LiveGate, gate_of
 
 logger = logging.getLogger(__name__)
 
+FINISH_S = 600.0
 MOST_OF_MEMORY = 0.8  # of what is free, that the copies of a save beside the training may take
 
 
@@ -88,6 +89,14 @@ class Checkpoints:
             self._tell(outcome, self._writing, is_last=False)
         elif outcome is not None:
             raise outcome
+
+    def finish(self) -> None:
+        """At the run's end, well or not: let what is being written get to its end, for a limited time.
+
+        Where another rank is lost, the lifeline ends this one meanwhile.
+        """
+        if self._thread is not None:
+            self._thread.join(FINISH_S)
 
     def _store(self, taken: Snapshot, began: float, best: int | None) -> None:
         retention = Retention(self.args.save_total_limit, self.args.keep_every, best)

@@ -55,6 +55,7 @@ class Lifeline:
         self._peers: list[Peer] = []
         self._stale: dict[int, tuple[float, str]] = {}
         self._stood_still = False  # all of them, by what each has said once
+        self._lock = threading.Lock()  # of these two, which the watchdog's thread and the lifeline's own change
         self._server: socket.socket | None = None
         self._token = ""
 
@@ -224,20 +225,22 @@ class Lifeline:
             self._noted.set()
 
     def _note_stale(self, rank: int, seconds: float, what: str) -> None:
-        self._stale[rank] = (seconds, what)
-        if len(self._stale) < self.size:
-            return
-        if self._stood_still:
+        with self._lock:
+            self._stale[rank] = (seconds, what)
+            if len(self._stale) < self.size:
+                return
             longest, (waited, since) = max(self._stale.items(), key=lambda each: each[1][0])
+            is_second, self._stood_still = self._stood_still, True
+            self._stale.clear()
+        if is_second:
             words = f"rank {longest} for {waited:.0f} s, since {since}"
             self._broadcast("stall", words)
             self.on_stall(words)
-        self._stood_still = True
-        self._stale.clear()
 
     def _note_fresh(self, rank: int) -> None:
-        self._stood_still = False
-        self._stale.pop(rank, None)
+        with self._lock:
+            self._stood_still = False
+            self._stale.pop(rank, None)
 
     def _broadcast(self, *words: object) -> None:
         for peer in list(self._peers):

@@ -85,9 +85,9 @@ class Recovery:
 
 def newest_whole(run: Path) -> Path | None:
     """The newest checkpoint of a run whose files are what its manifest says; every rank must call this."""
-    world = current().world
-    for checkpoint in world.on_first(lambda: checkpoints_of(run)):
-        faults = world.gather_objects(fault_of(checkpoint, world.rank, world.size))
+    host = current().host
+    for checkpoint in host.on_first(lambda: checkpoints_of(run)):
+        faults = host.gather_objects(fault_of(checkpoint, host.rank, host.size))
         if not any(faults):
             return checkpoint
         warn(f"{checkpoint} {next(filter(None, faults))}: the one before it is looked at")

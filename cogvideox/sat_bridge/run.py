@@ -51,6 +51,7 @@ class Run:
         self.sat_train: Callable[..., Any]
         self._timers: Timers | None = None
         self.checkpoints: Checkpoints
+        self._at_end: list[Callable[[], None]] = []
         self._has_trained = False  # a step, since this process began
         self._is_over = False  # SAT's loop has ended: what is saved now is the run's last state
         self.best: dict[str, Any] | None = None  # the least validation loss so far and its iteration
@@ -66,6 +67,7 @@ class Run:
         """An engine and its optimizer, from the checkpoint to resume where there is one."""
         engine, optimizer = building.setup_model_untrainable_params_and_optimizer(args, model)
         self.checkpoints = Checkpoints(args, self.folder)
+        self._at_end.append(self.checkpoints.finish)
         if args.resume:
             self._take_up(resume_engine(engine, Path(args.resume)))
         return engine, optimizer
@@ -292,5 +294,7 @@ class Run:
         """Stands where SAT prints what the log and training_config.yaml already hold."""
 
     def close(self) -> None:
-        """Flush the logs and write the report, if the run got as far as having something in it."""
+        """Let a save that goes on get to its end, flush the logs and write the report, if there is anything in it."""
+        for function in self._at_end:
+            function()
         self.reporter.close()

@@ -11,11 +11,13 @@ import fcntl
 import logging
 import os
 import socket
+from contextlib import suppress
 from datetime import datetime
 from functools import partial
 from pathlib import Path
 
 from cogvideox.checkpoint.choosing import checkpoints_of, run_of, runs_of
+from cogvideox.checkpoint.durable import sync
 from cogvideox.checkpoint.manifest import fault_of
 from cogvideox.checkpoint.saving import tidy
 from cogvideox.config.resumed import AUTO, DEFAULT_SAVE
@@ -54,7 +56,7 @@ def _checkpoint_to_resume(resume: str, save: Path, name: str) -> Path | None:
     is_one = resume != AUTO and run_of(path) != path
     runs = world.broadcast_object(runs_of(save.resolve(), name)) if resume == AUTO else [run_of(path)]
     for run in runs:
-        found = world.on_first(partial(_taken_up, run))
+        found = current().host.on_first(partial(_taken_up, run))  # patient: there may be much to delete
         candidates = [path] if is_one else found
         for number, candidate in enumerate(candidates):
             fault = _fault_on_any_rank(candidate)
@@ -76,8 +78,8 @@ def _checkpoint_to_resume(resume: str, save: Path, name: str) -> Path | None:
 
 
 def _fault_on_any_rank(checkpoint: Path) -> str | None:
-    world = current().world
-    faults = world.gather_objects(fault_of(checkpoint, world.rank, world.size))
+    host = current().host  # patient: there may be much to read
+    faults = host.gather_objects(fault_of(checkpoint, host.rank, host.size))
     return next((fault for fault in faults if fault is not None), None)
 
 
@@ -114,6 +116,7 @@ def _make_new(save: Path, name: str) -> Path:
             folder.mkdir()
         except FileExistsError:
             continue
+        sync(save)
         return folder
     raise UserError(f"a thousand runs named {name}-{time} in {save}: choose another experiment_name")
 
@@ -138,9 +141,10 @@ def hold(run: Path) -> None:
         raise UserError(f"{run} is in use by {who}: wait for its end, or stop it (--resume)") from error
     except OSError:
         logger.warning("%s: this file system has no locks; see that only one job writes into a run", run)
-    os.truncate(descriptor, 0)
-    os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
     _held[run] = descriptor
+    with suppress(OSError):  # a full disk: others are kept out all the same
+        os.truncate(descriptor, 0)
+        os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
 
 
 def release(run: Path) -> None:

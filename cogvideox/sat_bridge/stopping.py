@@ -18,6 +18,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -203,6 +204,13 @@ def ignore_signals() -> None:
         signal.signal(each, signal.SIG_IGN)
 
 
+def _latest_of(run: Path) -> str | None:
+    try:
+        return (run / "latest").read_text(encoding="utf-8").strip()
+    except OSError:
+        return None
+
+
 def farewell(run: EarlyEnd) -> int:
     """On rank 0, say in one line why a run stopped early and how it goes on; 0, or 1 if its last step is not saved."""
     from cogvideox.parallel import current as current_groups
@@ -210,8 +218,7 @@ def farewell(run: EarlyEnd) -> int:
     if run.stopping is None:
         return 0
     iteration = run.args.iteration
-    latest = run.folder / "latest"
-    saved = latest.read_text(encoding="utf-8").strip() if latest.is_file() else None
+    saved = current_groups().host.on_first(partial(_latest_of, run.folder))  # one answer for all
     if current_groups().world.rank == 0:
         line = f"stopped at iteration {iteration} of {run.args.train_iters} by {run.stopping}"
         if saved is None:

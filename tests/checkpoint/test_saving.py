@@ -77,7 +77,7 @@ def test_a_full_disk_is_told_before_a_byte_is_written(tmp_path: Path, monkeypatc
     saving.store(taken(1, 1.0), tmp_path, ALONE)
     usage = type("usage", (), {"free": saving.SPARE_BYTES - 1})
     monkeypatch.setattr(saving.shutil, "disk_usage", lambda _: usage)
-    with pytest.raises(saving.SaveFailed, match="0.0 MiB are to be written, 64.0 MiB to spare, and .* has 64"):
+    with pytest.raises(saving.SaveFailed, match="0.0 MiB are to be written, 64.0 MiB to spare; .* has 64"):
         saving.store(taken(2, 2.0), tmp_path, ALONE)
     assert names(tmp_path) == ["1", "latest"] and read_starting_weights(tmp_path).iteration == 1
 

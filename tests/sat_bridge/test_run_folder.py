@@ -69,16 +69,16 @@ def test_one_checkpoint_of_a_run_can_be_named(tmp_path: Path) -> None:
 
 
 def test_auto_takes_the_newest_checkpoint_of_this_experiment_or_starts_afresh(tmp_path: Path) -> None:
-    for age, name in enumerate(("trial-01", "trial-02", "other-03")):
+    for age, name in enumerate(("trial-longer-01-02-03-03", "trial-01-02-03-01", "trial-01-02-03-02")):
         saved(tmp_path / name, 3, age=age)
-    (tmp_path / "trial-04").mkdir()  # never saved
-    assert make_run_folder(arguments(tmp_path, resume="auto")) == tmp_path / "trial-01"
+    (tmp_path / "trial-01-02-03-04").mkdir()  # never saved
+    assert make_run_folder(arguments(tmp_path, resume="auto")) == tmp_path / "trial-01-02-03-01"
     fresh = arguments(tmp_path / "empty", resume="auto")
     assert make_run_folder(fresh).parent == tmp_path / "empty" and fresh.resume is None
 
 
 def test_a_run_without_latest_goes_on_from_its_newest_checkpoint(tmp_path: Path) -> None:
-    run = saved(tmp_path / "trial-01", 1, 2)
+    run = saved(tmp_path / "trial-01-02-03-01", 1, 2)
     (run / "latest").unlink()
     for resume in ("auto", str(run)):
         args = arguments(tmp_path, resume=resume)
@@ -86,7 +86,7 @@ def test_a_run_without_latest_goes_on_from_its_newest_checkpoint(tmp_path: Path)
 
 
 def test_auto_says_aloud_that_it_begins_anew(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    run = saved(tmp_path / "trial-01", 1)
+    run = saved(tmp_path / "trial-01-02-03-01", 1)
     damage(run / "1")
     assert make_run_folder(arguments(tmp_path, resume="auto")) != run
     assert "A NEW RUN BEGINS" in caplog.text
@@ -100,7 +100,7 @@ def damage(checkpoint: Path) -> None:
 
 
 def test_auto_passes_over_damaged_checkpoints_and_runs(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    newest, older = saved(tmp_path / "trial-02", 1, 2, 3), saved(tmp_path / "trial-01", 7, age=9)
+    newest, older = saved(tmp_path / "trial-01-02-03-02", 1, 2, 3), saved(tmp_path / "trial-01-02-03-01", 7, age=9)
     damage(newest / "3")
     (newest / "2" / MANIFEST).unlink()
     args = arguments(tmp_path, resume="auto")
