@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
+from cogvideox.checkpoint.choosing import checkpoints_of
 from cogvideox.checkpoint.manifest import fault_of
 from tools.torture_differences import differences
 
@@ -203,7 +204,7 @@ class Torture:
                 is_over = not row.killed
                 moment = moment if is_over else next(kills, None)
                 if watch.resumed != due and (watch.resumed is not None or watch.counts[STEP]):
-                    raise Failed(f"went on from iteration {watch.resumed}, and `latest` named {due}")
+                    raise Failed(f"went on from iteration {watch.resumed}, and {due} was due")
                 announced += watch.saved
                 check_announced(announced)
             self._compare(save)
@@ -273,9 +274,12 @@ class Torture:
 
 
 def newest_on_disk(save: Path) -> int | None:
-    """What `latest` of the run that saved last names."""
+    """What `latest` of the run that saved last names; where it was killed before it had one, its whole checkpoint."""
     pointers = [run / "latest" for run in runs_below(save) if (run / "latest").is_file()]
-    return int(max(pointers, key=lambda path: path.stat().st_mtime_ns).read_text()) if pointers else None
+    if pointers:
+        return int(max(pointers, key=lambda path: path.stat().st_mtime_ns).read_text())
+    whole = [path for run in runs_below(save) for path in checkpoints_of(run) if fault_of(path) is None]
+    return max((int(path.name) for path in whole), default=None)
 
 
 def check_announced(announced: Sequence[Path]) -> None:
