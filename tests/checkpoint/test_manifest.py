@@ -221,7 +221,7 @@ DAMAGES: dict[Any, str] = {
 def test_what_is_damaged_is_named_and_the_one_before_it_is_taken(
     tmp_path: Path, damage: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    run = saved(tmp_path / "trial-1", 1, 2, 3)
+    run = saved(tmp_path / "trial-01-02-03-04", 1, 2, 3)
     damage(run / "3")
     for named in (run, run / "3"):
         with pytest.raises(UserError) as refused:
