@@ -125,7 +125,7 @@ def test_a_run_that_ends_otherwise_badly_or_never_fails(tmp_path: Path) -> None:
             lambda save, log: [Ended(), Ended(1)]: "ended by itself",
             lambda save, log: [Ended(), Ended(None)]: "still running after 1 s",
             lambda save, log: [Ended()]: "0 runs in .* came to their end",
-            lambda save, log: start_with(save, log, "resuming x at iteration 2\n"): "from iteration 2, and None was due",
+            lambda save, log: start_with(save, log, "resuming x at iteration 2\n"): "iteration 2, and None was due",
         }.items()
     ):
         folder = tmp_path / str(number)
