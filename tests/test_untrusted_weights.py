@@ -22,7 +22,6 @@ from cogvideox.checkpoint.choosing import choose_checkpoint
 from cogvideox.checkpoint.loading import checkpoint_folder, read_starting_weights
 from cogvideox.checkpoint.pointers import read_latest, read_shards
 from cogvideox.checkpoint.reading import read_state_dict
-from cogvideox.checkpoint.resuming import read_safely
 from cogvideox.checkpoint.safe_loading import Unread, load_safely
 from cogvideox.conditioning.t5 import FrozenT5Embedder, load_encoder
 from cogvideox.conditioning.t5_files import find_t5
@@ -66,7 +65,7 @@ def test_sat_s_own_files_with_random_states_are_read(here: Path, is_zip: bool) -
     (here / "latest").write_text("1")
     found = read_starting_weights(here)
     assert found.iteration == 1 and torch.equal(found.state_dict["a"], WEIGHTS["a"])
-    content = read_safely(str(path), map_location="cpu")
+    content = load_safely(str(path), map_location="cpu")
     assert content["iteration"] == 3 and content["random_rng_state"] == of_sat()["random_rng_state"]
     assert isinstance(content["np_rng_state"][1], Unread) and content["np_rng_state"][0] == "MT19937"
 
@@ -118,7 +117,7 @@ def evil_vae(here: Path) -> None:
 
 def evil_resume(here: Path) -> None:
     torch.save({"optimizer_state_dict": Evil()}, here / "zero_pp_rank_0_mp_rank_00_optim_states.pt")
-    read_safely(str(here / "zero_pp_rank_0_mp_rank_00_optim_states.pt"))
+    load_safely(str(here / "zero_pp_rank_0_mp_rank_00_optim_states.pt"))
 
 
 @pytest.mark.parametrize("load", [evil_t5, evil_averages, evil_vae, evil_resume])

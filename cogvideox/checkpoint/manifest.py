@@ -15,6 +15,7 @@ from typing import Any
 from cogvideox.checkpoint import durable
 from cogvideox.checkpoint.choosing import MANIFEST
 from cogvideox.checkpoint.durable import Written
+from cogvideox.parallel import Group
 
 FORMAT = 1
 MOST_BYTES = 1 << 24  # a manifest has a line of about 130 bytes for each file
@@ -101,6 +102,12 @@ def fault_of(folder: Path, rank: int = 0, ranks: int = 1) -> str | None:
         return Manifest.read(folder).fault(folder, rank, ranks)
     except Damaged as error:
         return str(error)
+
+
+def fault_on_any_rank(folder: Path, group: Group) -> str | None:
+    """The first fault that any rank of `group` finds in its share of `folder`'s files; every rank must call this."""
+    faults = group.gather_objects(fault_of(folder, group.rank, group.size))
+    return next((fault for fault in faults if fault is not None), None)
 
 
 def _canonical(content: Mapping[str, Any]) -> bytes:

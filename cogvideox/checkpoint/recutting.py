@@ -13,17 +13,17 @@ Files are read lazily: of the other ranks' only what this rank needs.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from cogvideox.checkpoint.safe_loading import load_safely
 from cogvideox.errors import UserError
 from cogvideox.parallel import current
 
-Reader = Callable[..., Any]
 MODEL_STATES, OPTIMIZER_STATES = "model_states.pt", "optim_states.pt"
 FROZEN = "frozen_param_fragments"
 
@@ -50,9 +50,9 @@ class Joined:
 class Recut:
     """Reads a checkpoint of `before` data parallel ranks as if as many had saved it as there are now."""
 
-    def __init__(self, engine: Any, checkpoint: Path, before: int, read: Reader) -> None:
-        """`read(path, map_location)` reads one file. UserError: settings under which the cut depends on the ranks."""
-        self.optimizer, self.checkpoint, self.before, self._read = engine.optimizer, checkpoint, before, read
+    def __init__(self, engine: Any, checkpoint: Path, before: int) -> None:
+        """UserError: settings under which the cut depends on the ranks."""
+        self.optimizer, self.checkpoint, self.before = engine.optimizer, checkpoint, before
         self.rank, self.now = current().data.rank, current().data.size
         self.is_cut = engine.zero_optimization_partition_weights()
         if not self.is_cut and getattr(self.optimizer, "round_robin_gradients", False):
@@ -67,13 +67,13 @@ class Recut:
         return str(self.checkpoint / f"{rank}_{MODEL_STATES}")
 
     def read(self, path: str, map_location: Any = None) -> Any:
-        """As `read`, in its place."""
+        """As `load_safely`, in its place."""
         if not Path(path).name.endswith(OPTIMIZER_STATES):
-            state = self._read(path, map_location=map_location)
+            state = load_safely(path, map_location=map_location)
             if self.is_cut and state.get(FROZEN):
                 state[FROZEN] = self._frozen(path, state[FROZEN])
             return state | {"dp_world_size": self.now}
-        saved = [self._read(each, map_location="cpu", mmap=True) for each in self._files(path)]
+        saved = [load_safely(each, map_location="cpu", mmap=True) for each in self._files(path)]
         states = [each["optimizer_state_dict"] for each in saved]
         return saved[0] | {"optimizer_state_dict": self._stage_3(states) if self.is_cut else self._flat(states)}
 
@@ -161,10 +161,10 @@ class Recut:
 
     def _frozen(self, path: str, own: dict[str, Tensor]) -> dict[str, Tensor]:
         """ZeRO 3: this rank's pieces of frozen weights."""
-        shapes = self._read(path, map_location="cpu", mmap=True)["frozen_param_shapes"]
+        shapes = load_safely(path, map_location="cpu", mmap=True)["frozen_param_shapes"]
         name = Path(path).name
         files = [name.replace("zero_pp_rank_0_", f"zero_pp_rank_{rank}_") for rank in range(self.before)]
-        ranks = [self._read(str(self.checkpoint / file), map_location="cpu", mmap=True)[FROZEN] for file in files]
+        ranks = [load_safely(str(self.checkpoint / file), map_location="cpu", mmap=True)[FROZEN] for file in files]
         return {
             name: self._own(Joined([fragments[name].view(-1) for fragments in ranks]), shapes[name].numel())
             for name in own

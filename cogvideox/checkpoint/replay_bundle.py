@@ -29,7 +29,7 @@ from safetensors.torch import save as encode_tensors
 from torch import Tensor
 
 from cogvideox.checkpoint import durable
-from cogvideox.checkpoint.resuming import read_safely
+from cogvideox.checkpoint.safe_loading import load_safely
 from cogvideox.errors import UserError
 
 FORMAT = 1
@@ -157,7 +157,7 @@ def read_forward(folder: Path, record: RankRecord) -> Forward:
     except (SafetensorError, OSError, ValueError) as error:
         raise _damaged(path, str(error)) from error
     path = folder / f"{_name(record.rank)}_random.pt"
-    random_state = read_safely(str(path), map_location="cpu")
+    random_state = load_safely(path)
     if not isinstance(random_state, dict) or set(random_state) != {"python", "numpy", "torch", "device"}:
         raise _damaged(path, "it holds no random states")
     return Forward({**record.rest, **tensors}, random_state)

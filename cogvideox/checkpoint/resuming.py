@@ -17,11 +17,6 @@ from cogvideox.parallel import current
 from cogvideox.platform import restore_device_random_states
 
 
-def read_safely(path: str, map_location: Any = None, mmap: bool = False) -> Any:
-    """The content of a checkpoint file, as `load_safely` has it; in place of DeepSpeed's own reader. UserError."""
-    return load_safely(path, map_location, mmap)
-
-
 def resume_engine(engine: Any, checkpoint: Path) -> dict[str, Any]:
     """Load `checkpoint`, a run's folder with a number, into an engine; every rank must call this.
 
@@ -29,11 +24,11 @@ def resume_engine(engine: Any, checkpoint: Path) -> dict[str, Any]:
     Parameters that the checkpoint leaves out (those frozen in a LoRA run) keep what they have. Its files are taken to
     be whole (`manifest.fault_of`). Raises UserError: no checkpoint, or of another model.
     """
-    engine.checkpoint_engine.load = read_safely
+    engine.checkpoint_engine.load = load_safely
     factors = [group["lr"] for group in engine.optimizer.param_groups]
     before = _ranks_of(checkpoint) // current().model.size
     if before != current().data.size and engine.zero_optimization():
-        recut = Recut(engine, checkpoint, before, read_safely)
+        recut = Recut(engine, checkpoint, before)
         engine.checkpoint_engine.load = recut.read
         engine._get_all_ckpt_names = lambda *_: [recut.model_file(rank) for rank in range(current().model.size)]
     try:
@@ -41,7 +36,7 @@ def resume_engine(engine: Any, checkpoint: Path) -> dict[str, Any]:
     except (RuntimeError, KeyError, AssertionError) as error:
         raise UserError(f"{checkpoint} does not fit the model or the optimizer of this run: {error}") from error
     finally:
-        engine.checkpoint_engine.load = read_safely
+        engine.checkpoint_engine.load = load_safely
         engine.__dict__.pop("_get_all_ckpt_names", None)
     if path is None:
         raise UserError(f"{checkpoint} is not a whole checkpoint: files are missing (--resume)")

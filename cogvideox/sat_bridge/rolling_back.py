@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from cogvideox.checkpoint.choosing import checkpoints_of
-from cogvideox.checkpoint.manifest import fault_of
+from cogvideox.checkpoint.manifest import fault_on_any_rank
 from cogvideox.checkpoint.resuming import random_state_of, restore_random_state, resume_engine
 from cogvideox.errors import UserError
 from cogvideox.parallel import current
@@ -87,8 +87,8 @@ def newest_whole(run: Path) -> Path | None:
     """The newest checkpoint of a run whose files are what its manifest says; every rank must call this."""
     host = current().host
     for checkpoint in host.on_first(lambda: checkpoints_of(run)):
-        faults = host.gather_objects(fault_of(checkpoint, host.rank, host.size))
-        if not any(faults):
+        fault = fault_on_any_rank(checkpoint, host)
+        if fault is None:
             return checkpoint
-        warn(f"{checkpoint} {next(filter(None, faults))}: the one before it is looked at")
+        warn(f"{checkpoint} {fault}: the one before it is looked at")
     return None

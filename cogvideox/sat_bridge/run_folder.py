@@ -18,7 +18,7 @@ from pathlib import Path
 
 from cogvideox.checkpoint.choosing import checkpoints_of, run_of, runs_of
 from cogvideox.checkpoint.durable import sync
-from cogvideox.checkpoint.manifest import fault_of
+from cogvideox.checkpoint.manifest import fault_on_any_rank
 from cogvideox.checkpoint.saving import tidy
 from cogvideox.config.resumed import AUTO, DEFAULT_SAVE
 from cogvideox.errors import UserError
@@ -59,7 +59,7 @@ def _checkpoint_to_resume(resume: str, save: Path, name: str) -> Path | None:
         found = current().host.on_first(partial(_taken_up, run))  # patient: there may be much to delete
         candidates = [path] if is_one else found
         for number, candidate in enumerate(candidates):
-            fault = _fault_on_any_rank(candidate)
+            fault = fault_on_any_rank(candidate, current().host)  # patient: there may be much to read
             if fault is None:
                 return candidate
             if resume != AUTO:
@@ -75,12 +75,6 @@ def _checkpoint_to_resume(resume: str, save: Path, name: str) -> Path | None:
     if runs and world.rank == 0:
         logger.warning("no checkpoint of %s-… in %s is whole: A NEW RUN BEGINS at iteration 0", name, save)
     return None
-
-
-def _fault_on_any_rank(checkpoint: Path) -> str | None:
-    host = current().host  # patient: there may be much to read
-    faults = host.gather_objects(fault_of(checkpoint, host.rank, host.size))
-    return next((fault for fault in faults if fault is not None), None)
 
 
 def _taken_up(run: Path) -> list[Path]:
