@@ -10,6 +10,7 @@ import os
 import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain, count
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -17,6 +18,7 @@ from cogvideox.progress import tick
 
 READ_BYTES = 1 << 22
 MIB, GIB = 1 << 20, 1 << 30
+SYNC_BYTES = GIB  # what is written in between: the wait at a file's end is short, and seen to get on
 
 
 class Written(NamedTuple):
@@ -32,7 +34,7 @@ class Hashing:
     """
 
     def __init__(self, file: BinaryIO) -> None:
-        self._file, self._digest, self._size = file, hashlib.sha256(), 0
+        self._file, self._digest, self._size, self._synced = file, hashlib.sha256(), 0, 0
         self._thread = ThreadPoolExecutor(1)
 
     def write(self, data: Any) -> int:
@@ -50,6 +52,10 @@ class Hashing:
         if done != len(view):
             raise OSError(f"{self._file.name}: only {done} of {len(view)} bytes could be written")
         self._size += done
+        if self._size - self._synced >= SYNC_BYTES:
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._synced = self._size
         tick("bytes of a checkpoint")
         return done
 
@@ -128,9 +134,24 @@ def make_folder(path: Path) -> None:
 
 def remove_folder(path: Path) -> None:
     """A folder with all that is in it, if there is one; under another name first, so that no half passes for it."""
-    if not path.exists():
-        return
-    condemned = path.with_name(f"{path.name}.deleted")
-    shutil.rmtree(condemned, ignore_errors=True)
-    rename(path, condemned)
-    shutil.rmtree(condemned)
+    if path.exists():
+        condemned = unused(path.with_name(f"{path.name}.deleted"))
+        rename(path, condemned)
+        shutil.rmtree(condemned)
+
+
+def free_name(path: Path) -> None:
+    """As `remove_folder`, but what of it cannot be deleted (somebody has a file open on NFS) is left under its other
+    name: nothing needs that one.
+    """
+    try:
+        remove_folder(path)
+    except OSError:
+        if path.exists():
+            raise
+
+
+def unused(path: Path) -> Path:
+    """`path`, or `path-2`, `path-3` and so on: the first that is not there."""
+    names = chain([path], (path.with_name(f"{path.name}-{number}") for number in count(2)))
+    return next(name for name in names if not name.exists())

@@ -157,7 +157,7 @@ def store(
 
 def _prepare(incomplete: Path, needed: int) -> None:
     """An empty folder for the files, if the disk has room for them."""
-    durable.remove_folder(incomplete)
+    durable.free_name(incomplete)
     free = shutil.disk_usage(incomplete.parent).free
     if free < needed + SPARE_BYTES:
         raise SaveFailed(
@@ -200,7 +200,7 @@ def publish(incomplete: Path, final: Path, manifest: Manifest) -> None:
     replaced = final.with_name(final.name + REPLACED)
     try:
         if final.exists():
-            durable.remove_folder(replaced)
+            durable.free_name(replaced)
             durable.rename(final, replaced)
         durable.rename(incomplete, final)
         durable.replace_text(final.parent / "latest", final.name)
@@ -226,10 +226,10 @@ def tidy(folder: Path) -> None:
         final = replaced.with_suffix("")
         if not final.exists():
             durable.rename(replaced, final)
-    for ending in (INCOMPLETE, REPLACED, DELETED):
+    for ending in (INCOMPLETE, REPLACED, f"{DELETED}*"):
         for half in sorted(folder.glob(f"*{ending}")):
             if half.is_dir():
-                shutil.rmtree(half)
+                shutil.rmtree(half, ignore_errors=True)  # what stays (a file that is open on NFS) is in nobody's way
             else:
                 half.unlink()
 

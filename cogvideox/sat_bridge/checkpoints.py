@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from cogvideox.checkpoint.durable import in_units
-from cogvideox.checkpoint.retention import Retention
+from cogvideox.checkpoint.retention import Retention, abandon_after
 from cogvideox.checkpoint.saving import SaveFailed, Snapshot, snapshot, store
 from cogvideox.errors import UserError
 from cogvideox.parallel import Group, current
 from cogvideox.platform import available_memory
+from cogvideox.progress import waiting_for_others
 from cogvideox.sat_bridge.distributed import another_host_group
 from cogvideox.sat_bridge.optimizer import EmaAdamW
 from cogvideox.sat_bridge.verification import LiveGate, gate_of
@@ -47,6 +48,13 @@ class Checkpoints:
         self._thread: threading.Thread | None = None
         self._writing = -1  # the iteration that it writes
         self._outcome: BaseException | None = None
+
+    def go_on_from(self, iteration: int) -> None:
+        """Training goes on from this checkpoint, or begins anew: later ones are of another past from now on."""
+        self.saved_at = iteration
+        if current().world.rank == 0:
+            abandon_after(self.folder, iteration)
+        current().host.barrier()
 
     def save(self, iteration: int, engine: Any, state: dict[str, Any], *, is_last: bool) -> None:
         """Save the state after `iteration`, once; every rank must call this. `state` is what goes beside DeepSpeed's.
@@ -83,7 +91,8 @@ class Checkpoints:
         """Until nothing is being written any more; tells how that went. UserError as `save`."""
         if self._thread is None:
             return
-        self._thread.join()
+        with waiting_for_others():
+            self._thread.join()
         self._thread, outcome, self._outcome = None, self._outcome, None
         if isinstance(outcome, SaveFailed):
             self._tell(outcome, self._writing, is_last=False)
@@ -96,7 +105,8 @@ class Checkpoints:
         Where another rank is lost, the lifeline ends this one meanwhile.
         """
         if self._thread is not None:
-            self._thread.join(FINISH_S)
+            with waiting_for_others():
+                self._thread.join(FINISH_S)
 
     def _store(self, taken: Snapshot, began: float, best: int | None) -> None:
         retention = Retention(self.args.save_total_limit, self.args.keep_every, best)

@@ -68,7 +68,8 @@ class Recovery:
         so_far = recorder.skipped_batches, recorder.skipped_steps, recorder.overflows
         recorder.restore(state)
         recorder.skipped_batches, recorder.skipped_steps, recorder.overflows = so_far
-        at = run.args.iteration = run.checkpoints.saved_at = state["iteration"]
+        at = run.args.iteration = state["iteration"]
+        run.checkpoints.go_on_from(at)
         if run.best is not None and run.best["iteration"] > at:
             run.best = state.get("best")
             if logged := run.reporter.evaluation_at(at):  # after the save, which does not know of it

@@ -77,7 +77,8 @@ class Run:
         args = self.args
         if state["seed"] != args.seed:
             raise UserError(f"{args.resume} was trained with seed {state['seed']}: resume with --seed {state['seed']}")
-        args.iteration = self.checkpoints.saved_at = state["iteration"]
+        args.iteration = state["iteration"]
+        self.checkpoints.go_on_from(args.iteration)
         self.recorder.restore(state)
         self.best = state.get("best")
         self._resumed = state
@@ -270,8 +271,7 @@ class Run:
     @contextmanager
     def _not_training_time(self) -> Any:
         """Keep evaluations and saves out of "time per iteration" and out of the wait for data."""
-        timers = self._timers
-        if timers is None or not timers("interval time").running:
+        if (timers := self._timers) is None or not timers("interval time").running:
             yield
             return
         wait = timers("data loader").elapsed()

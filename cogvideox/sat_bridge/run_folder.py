@@ -145,7 +145,6 @@ def release(run: Path) -> None:
     """Let others go on in a run that this process held."""
     descriptor = _held.pop(run, None)
     if descriptor is not None:
-        (run / LOCK).unlink(missing_ok=True)
         os.close(descriptor)
 
 
@@ -153,6 +152,7 @@ def remove_if_empty(folder: Path) -> None:
     """Take back a folder that a failed start left without content."""
     if current().world.rank != 0:
         return
-    release(folder)
+    release(folder)  # first: NFS keeps a file that is open under another name
+    (folder / LOCK).unlink(missing_ok=True)
     if folder.is_dir() and not any(folder.iterdir()):
         folder.rmdir()

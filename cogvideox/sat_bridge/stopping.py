@@ -25,8 +25,9 @@ from typing import Any, Protocol
 logger = logging.getLogger(__name__)
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-# A launcher passes on what the terminal or Slurm sent to all processes already: the same signal, twice.
-SAME_S = 1.0
+# A launcher passes on what the terminal or Slurm sent to all processes already, as the same signal or another. On a busy
+# machine that takes it a while; but a key that is pressed again is meant.
+SAME_S, PASSED_ON_S = 1.0, 5.0
 END = 0  # no signal has this number
 
 
@@ -82,7 +83,8 @@ class Stops:
         """What a signal does: ends the process at once, or is noted for `agree`."""
         if number not in SIGNALS:
             return
-        if self._signal is not None and time.monotonic() - self._signalled_at < SAME_S:
+        limit = PASSED_ON_S if number == self._signal != signal.SIGINT else SAME_S
+        if self._signal is not None and time.monotonic() - self._signalled_at < limit:
             return
         if self._signal is None and self._is_training:
             self._signal, self._signalled_at = signal.Signals(number), time.monotonic()

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from cogvideox.checkpoint.live import live_model
 from cogvideox.checkpoint.saving import UntrustedCheckpoint
 from cogvideox.parallel import current
 from cogvideox.platform import has_gpu
+from cogvideox.progress import tick
 from cogvideox.sat_bridge.training import own_random_stream
 
 logger = logging.getLogger(__name__)
@@ -25,6 +27,7 @@ logger = logging.getLogger(__name__)
 TOOL = Path(__file__).resolve().parents[2] / "tools" / "verify_checkpoint.py"
 REFUSED = "NOT verified"  # the tool's last word where something differs
 NOT_STARTED = 127  # as a shell has it
+LOOK_S, MOST_S = 10.0, 7200.0  # a network of 5B on the CPU takes a quarter of an hour
 LAST_LINES = 5  # of what a tool without a verdict printed
 # What would make the other process a rank of this run.
 LAUNCHER = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT"}
@@ -80,9 +83,9 @@ def gate_of(args: argparse.Namespace) -> LiveGate | None:
 
 
 def ask(arguments: list[str]) -> tuple[int, str]:
-    """The tool's exit status, negative for a signal, and what it printed."""
+    """The tool's exit status, negative for a signal, and what it printed. It is killed after `MOST_S`."""
     try:
-        done = subprocess.run(
+        process = subprocess.Popen(
             [sys.executable, str(TOOL), *arguments],
             env=_environment(),
             stdout=subprocess.PIPE,
@@ -92,7 +95,20 @@ def ask(arguments: list[str]) -> tuple[int, str]:
         )
     except OSError as error:
         return NOT_STARTED, str(error)
-    return done.returncode, done.stdout.strip()
+    with process:
+        said = _said_by(process, time.monotonic() + MOST_S)
+    return process.returncode, said
+
+
+def _said_by(process: subprocess.Popen[str], deadline: float) -> str:
+    """All that it prints to its end, or to where it is killed for being late; the wait is progress to the watchdog."""
+    while True:
+        try:
+            return process.communicate(timeout=LOOK_S)[0].strip()
+        except subprocess.TimeoutExpired:
+            tick("a look at the verification")
+            if time.monotonic() > deadline:
+                process.kill()
 
 
 def _end_of(status: int) -> str:
@@ -100,7 +116,7 @@ def _end_of(status: int) -> str:
         return "did not start"
     if status >= 0:
         return f"ended with exit status {status}"
-    memory = ", as when memory runs out" if status == -signal.SIGKILL else ""
+    memory = f", as when memory runs out, or after {MOST_S / 3600:g} hours" if status == -signal.SIGKILL else ""
     return f"was ended by signal {-status}{memory}"
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from cogvideox.checkpoint import durable
-from cogvideox.checkpoint.retention import Retention
+from cogvideox.checkpoint.retention import Retention, abandon_after
 
 
 @pytest.fixture
@@ -53,3 +53,35 @@ def test_one_that_cannot_be_deleted_is_told_and_stays(
     Retention(limit=2).apply(run)
     assert f"{run}/20 cannot be deleted (Permission denied)" in caplog.text
     assert sorted(path.name for path in run.iterdir() if path.is_dir()) == ["20", "40", "50", "60"]
+
+
+def test_a_run_that_goes_on_from_before_leaves_its_later_checkpoints_by_name(
+    run: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (run / "40.abandoned").mkdir()  # by going back before
+    abandon_after(run, 30)
+    assert "goes on from iteration 30: its later checkpoints, 40, 50, 60, are kept as 40.abandoned" in caplog.text
+    names = ["10", "20", "30", "40.abandoned", "40.abandoned-2", "50.abandoned", "60.abandoned", "latest"]
+    assert sorted(path.name for path in run.iterdir()) == names and (run / "latest").read_text() == "30"
+    (run / "70").mkdir()
+    (run / "latest").write_text("70")
+    assert [path.name for path in Retention(limit=2).to_delete(run)] == ["10", "20"]
+
+
+def test_a_run_that_goes_on_from_its_newest_checkpoint_changes_nothing(run: Path) -> None:
+    (run / "60").rmdir()
+    before = {path: path.stat().st_mtime_ns for path in run.iterdir()}
+    abandon_after(run, 50)
+    assert {path: path.stat().st_mtime_ns for path in run.iterdir()} == before
+
+
+def test_names_that_cannot_be_given_are_told(
+    run: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def rename(path: Path, name: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(durable, "rename", rename)
+    abandon_after(run, 30)
+    assert f"{run}: later checkpoints cannot be renamed (Permission denied)" in caplog.text
+    assert (run / "latest").read_text() == "50"

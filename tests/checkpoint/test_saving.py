@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import random
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from cogvideox.checkpoint import saving
+from cogvideox.checkpoint import durable, saving
 from cogvideox.checkpoint.loading import read_starting_weights
 from cogvideox.checkpoint.manifest import Manifest, fault_of
 from cogvideox.errors import UserError
@@ -90,6 +93,36 @@ def test_what_an_interrupted_save_left_is_put_in_order(tmp_path: Path) -> None:
     (tmp_path / "latest.incomplete").write_text("3")
     saving.tidy(tmp_path)
     assert names(tmp_path) == ["1", "2", "latest"] and fault_of(tmp_path / "2") is None
+
+
+def test_a_folder_that_cannot_be_deleted_is_in_no_saves_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where somebody has a file of it open on NFS."""
+    real = shutil.rmtree
+
+    def rmtree(path: Path, ignore_errors: bool = False) -> None:
+        if not ignore_errors:
+            raise OSError(errno.ENOTEMPTY, "Directory not empty", str(path))
+
+    published(tmp_path, 1)
+    written(tmp_path, "1.incomplete")
+    written(tmp_path, "1.incomplete.deleted")
+    monkeypatch.setattr(shutil, "rmtree", rmtree)
+    saving.store(taken(1, 9.0), tmp_path, ALONE)
+    saving.tidy(tmp_path)
+    assert read_starting_weights(tmp_path).state_dict["w"].tolist() == [9.0, 9.0] and fault_of(tmp_path / "1") is None
+    left = ["1", "1.incomplete.deleted", "1.incomplete.deleted-2", "1.replaced.deleted", "latest"]
+    assert names(tmp_path) == left
+    monkeypatch.setattr(shutil, "rmtree", real)
+    saving.tidy(tmp_path)
+    assert names(tmp_path) == ["1", "latest"]
+
+
+def test_a_long_file_is_synced_on_the_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[int] = []
+    monkeypatch.setattr(durable, "SYNC_BYTES", 100)
+    monkeypatch.setattr(durable.os, "fsync", lambda file: synced.append(os.fstat(file).st_size))
+    durable.write_file(tmp_path / "file", lambda file: [file.write(bytes(40)) for _ in range(7)])
+    assert synced == [120, 240, 280]
 
 
 def test_random_states_load_without_running_code_and_restore_the_draws(tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ def test_the_best_evaluation_is_none_of_what_is_void(
         "best": best,
         "args": SimpleNamespace(iteration=7, seed=1),
         "recorder": Recorder(skipped_batches=5, skipped_steps=3),
-        "checkpoints": SimpleNamespace(saved_at=4),
+        "checkpoints": SimpleNamespace(go_on_from=told.append),
         "train_data": SimpleNamespace(start_at=lambda *given: told.append(given)),
         "watch": SimpleNamespace(restore=told.append),
         "reporter": SimpleNamespace(evaluation_at=lambda _: logged, go_back_to=told.append),
@@ -56,4 +56,4 @@ def test_the_best_evaluation_is_none_of_what_is_void(
     assert run.best == kept
     # The counts are of the whole run; the data's place is counted on from them.
     assert (run.recorder.skipped_batches, run.recorder.skipped_steps) == (5, 3)
-    assert told == [(4, 5, "the data's place"), "what is known of numbers", 4]
+    assert told == [4, (4, 5, "the data's place"), "what is known of numbers", 4]
