@@ -16,7 +16,8 @@ if [ -z "${SKIP_LINT:-}" ]; then
     say "Types (mypy)"
     "$PYTHON" -m mypy
 fi
-# One process more than cores: tests wait now and then. A file's tests stay in one, so that what they share is built once.
+# One process more than cores: tests wait now and then. A file's tests stay in one, so that what they share is built once;
+# files come in the order of tests/conftest.py.
 processes="$("$PYTHON" -c 'import os; print(min(8, 1 + (os.cpu_count() or 1)))')"
 say "Tests (pytest, $processes processes)"
-exec "$PYTHON" -m pytest -n "$processes" --dist loadfile "$@"
+exec "$PYTHON" -m pytest -n "$processes" --dist loadfile --no-loadscope-reorder "$@"

@@ -63,6 +63,7 @@ use_environment() { # FILE
         make_environment "$file"
     fi
     adopt "$venv_dir/bin/python"
+    unset PYTHONDONTWRITEBYTECODE # the first process to import a module compiles it for all later ones
 }
 
 stamp_of() { printf '%s' "$venv_dir/.installed-$(basename "$1")"; }

@@ -7,13 +7,15 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from cogvideox.checkpoint.pointers import read_latest
+from cogvideox.checkpoint.pointers import latest_text, read_latest
 from cogvideox.errors import UserError
 
 MODEL_FILE = "mp_rank_00_model_states.pt"
 MODEL_FILES = "mp_rank_*_model_states.pt"  # one for each model parallel rank
+LATEST = "latest"
 MANIFEST = "manifest.json"  # of a whole checkpoint, see manifest.py
 RUN_TIME = re.compile(r"(-\d\d){4}(-\d+)?")  # what the name of a run ends with: -MM-DD-HH-MM, and -k
+MOST_DIGITS = 18
 EMA_FILE = "mp_rank_00_ema_states.pt"
 
 
@@ -55,7 +57,7 @@ def choose_checkpoint(path: Path, iteration: int | None = None) -> Checkpoint:
         if not (path / str(iteration) / MODEL_FILE).is_file():
             raise UserError(f"{path} has no checkpoint of iteration {iteration}: {_listed(path)}")
         return _sat(path / str(iteration))
-    latest = path / "latest"
+    latest = path / LATEST
     if not latest.is_file():
         return Checkpoint(path, is_sat=False)
     name = read_latest(latest)
@@ -66,27 +68,30 @@ def choose_checkpoint(path: Path, iteration: int | None = None) -> Checkpoint:
 
 def is_number(name: str) -> bool:
     """Whether a checkpoint can be named so: an iteration, written as a save writes it."""
-    return name.isascii() and name.isdigit() and str(int(name)) == name
+    return len(name) <= MOST_DIGITS and name.isascii() and name.isdigit() and str(int(name)) == name
 
 
 def runs_of(save: Path, experiment_name: str) -> list[Path]:
     """The runs of this name in `save` that have saved, that with the newest checkpoint first."""
     runs = sorted(save.glob(f"{glob.escape(experiment_name)}-*")) if save.is_dir() else []
     own = [run for run in runs if RUN_TIME.fullmatch(run.name[len(experiment_name) :])]  # not those of a longer name
-    saved = {run: _saved_at(run) for run in own if run.is_dir()}
+    saved = {run: _saved_at(run) for run in own}
     return sorted((run for run, at in saved.items() if at), key=lambda run: saved[run], reverse=True)
 
 
 def _saved_at(run: Path) -> float:
-    """When it last saved, as far as the disk tells; 0 for never."""
-    latest = run / "latest"
-    marks = [latest] if latest.is_file() else [path / MANIFEST for path in checkpoints_of(run)]
-    return max((mark.stat().st_mtime for mark in marks if mark.is_file()), default=0.0)
+    """When it last saved, as far as the disk tells; 0 for never, and where somebody else's folder cannot be read."""
+    try:
+        latest = run / LATEST
+        marks = [latest] if latest.is_file() else [path / MANIFEST for path in checkpoints_of(run)]
+        return max((mark.stat().st_mtime for mark in marks if mark.is_file()), default=0.0)
+    except OSError:
+        return 0.0
 
 
 def run_of(path: Path) -> Path:
     """The run that `path`, itself or one of its checkpoints, means."""
-    return path.parent if is_number(path.name) and not (path / "latest").is_file() else path
+    return path.parent if is_number(path.name) and not (path / LATEST).is_file() else path
 
 
 def checkpoints_of(run: Path) -> list[Path]:
@@ -95,8 +100,8 @@ def checkpoints_of(run: Path) -> list[Path]:
     Those after it are what an interrupted save left, or of a past that the run went back from.
     """
     numbers = {int(path.name) for path in run.iterdir() if is_number(path.name) and path.is_dir()}
-    latest = run / "latest"
-    name = latest.read_text(encoding="utf-8", errors="replace").strip() if latest.is_file() else ""
+    latest = run / LATEST
+    name = latest_text(latest) if latest.is_file() else ""
     if is_number(name):
         numbers = {number for number in numbers if number <= int(name)}
     return [run / str(number) for number in sorted(numbers, reverse=True)]

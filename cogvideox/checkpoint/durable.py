@@ -17,6 +17,7 @@ from typing import Any, BinaryIO, NamedTuple
 from cogvideox.progress import tick
 
 READ_BYTES = 1 << 22
+DELETED = ".deleted"  # what the name of a folder ends with that is being deleted
 MIB, GIB = 1 << 20, 1 << 30
 SYNC_BYTES = GIB  # what is written in between: the wait at a file's end is short, and seen to get on
 
@@ -135,7 +136,7 @@ def make_folder(path: Path) -> None:
 def remove_folder(path: Path) -> None:
     """A folder with all that is in it, if there is one; under another name first, so that no half passes for it."""
     if path.exists():
-        condemned = unused(path.with_name(f"{path.name}.deleted"))
+        condemned = unused(path.with_name(path.name + DELETED))
         rename(path, condemned)
         shutil.rmtree(condemned)
 
@@ -149,6 +150,29 @@ def free_name(path: Path) -> None:
     except OSError:
         if path.exists():
             raise
+
+
+def failure_of(function: Callable[[], object], folder: Path | None = None) -> str | None:
+    """Why the file system did not let `function` do its work (in `folder`, if it does not say where); None if it did.
+
+    torch's writer still wants to end a file after a write of it has failed, and fails again, by a RuntimeError.
+    """
+    try:
+        function()
+    except OSError as error:
+        return in_words(error, folder)
+    except RuntimeError as error:
+        cause = error.__context__
+        if cause is None:
+            raise
+        return in_words(cause, folder) if isinstance(cause, OSError) else f"{folder}: {error}"
+    return None
+
+
+def in_words(error: OSError, folder: Path | None = None) -> str:
+    """What failed where."""
+    where = error.filename or folder
+    return f"{where}: {error.strerror or error}" if where else str(error.strerror or error)
 
 
 def unused(path: Path) -> Path:

@@ -13,11 +13,16 @@ MOST_INDEX_BYTES = 100_000_000
 
 def read_latest(latest: Path) -> str:
     """The name of the checkpoint's folder, beside it, that `latest` holds. UserError: it holds anything else."""
-    with latest.open("rb") as file:
-        name = file.read(LONGEST).decode("utf-8", "replace").strip()
+    name = latest_text(latest)
     if fault := fault_of_latest(name):
         raise UserError(f"{latest} {fault}: let it hold the name of a folder beside it, as 1000")
     return name
+
+
+def latest_text(latest: Path) -> str:
+    """What it holds, be it a name or not."""
+    with latest.open("rb") as file:
+        return file.read(LONGEST).decode("utf-8", "replace").strip()
 
 
 def fault_of_latest(name: str) -> str | None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cogvideox.checkpoint import durable
-from cogvideox.checkpoint.choosing import checkpoints_of, is_number
+from cogvideox.checkpoint.choosing import LATEST, checkpoints_of
 
 logger = logging.getLogger(__name__)
 
@@ -49,23 +49,28 @@ class Retention:
 
 
 def abandon_after(run: Path, iteration: int) -> None:
-    """A run goes on from `iteration`: give the checkpoints of later ones, if there are any, names that say so.
+    """The course of a run is from now on the one that went on from `iteration`: give the later checkpoints of the other
+    one, up to the one that `latest` names, names that say so, and let `latest` name this one.
 
     Else they would pass for earlier ones of the new course, once it is longer than they are: in `Retention`, and where
     a damaged checkpoint is passed over for the one before it. What cannot be renamed is told in the log.
     """
+    renamed = []
     try:
-        later = sorted(int(path.name) for path in run.iterdir() if is_number(path.name) and int(path.name) > iteration)
-        if not later:
-            return
-        durable.replace_text(run / "latest", str(iteration))
-        for number in later:
-            path = run / str(number)
-            durable.rename(path, durable.unused(path.with_name(path.name + ABANDONED)))
+        for path in reversed([each for each in checkpoints_of(run) if int(each.name) > iteration]):
+            aside = durable.unused(path.with_name(path.name + ABANDONED))
+            durable.rename(path, aside)
+            renamed.append(aside.name)
+        if renamed:
+            durable.replace_text(run / LATEST, str(iteration))
     except OSError as error:
         logger.warning("%s: later checkpoints cannot be renamed (%s)", run, error.strerror or error)
-        return
-    logger.warning(
-        "%s goes on from iteration %d: its later checkpoints, %s, are kept as %s%s",
-        run, iteration, ", ".join(map(str, later)), f"{later[0]}{ABANDONED}", " and so on" if later[1:] else "",
-    )  # fmt: skip
+    if renamed:
+        went_on = f"{run} went on from iteration {iteration}"
+        logger.warning("%s: its later checkpoints are kept as %s", went_on, ", ".join(renamed))
+
+
+def keep_up(run: Path, iteration: int) -> None:
+    """Let `latest` name the checkpoint that a run goes on from, where it names an earlier one or is not there."""
+    if not any(int(each.name) >= iteration for each in checkpoints_of(run)) or not (run / LATEST).is_file():
+        durable.replace_text(run / LATEST, str(iteration))

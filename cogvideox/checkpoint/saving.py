@@ -32,7 +32,7 @@ from cogvideox.parallel import Group, current
 from cogvideox.platform import device_random_states
 
 SPARE_BYTES = 1 << 26  # for what is not a tensor, and for the folder itself
-INCOMPLETE, REPLACED, DELETED = ".incomplete", ".replaced", ".deleted"
+INCOMPLETE, REPLACED = ".incomplete", ".replaced"
 
 
 class UntrustedCheckpoint(UserError):
@@ -169,13 +169,9 @@ def _prepare(incomplete: Path, needed: int) -> None:
 
 def _written(taken: Snapshot, folder: Path) -> tuple[dict[str, Written], str | None]:
     """This rank's files, or why they cannot be written."""
-    try:
-        return taken.write(folder), None
-    except OSError as error:
-        return {}, _in_words(error, folder)
-    except RuntimeError as error:  # torch's writer, which still wants to end the file after a write of it has failed
-        cause = error.__context__
-        return {}, _in_words(cause, folder) if isinstance(cause, OSError) else f"{folder}: {error}"
+    written: dict[str, Written] = {}
+    fault = durable.failure_of(lambda: written.update(taken.write(folder)), folder)
+    return written, fault
 
 
 def _give_up(incomplete: Path) -> None:
@@ -226,7 +222,7 @@ def tidy(folder: Path) -> None:
         final = replaced.with_suffix("")
         if not final.exists():
             durable.rename(replaced, final)
-    for ending in (INCOMPLETE, REPLACED, f"{DELETED}*"):
+    for ending in (INCOMPLETE, REPLACED, f"{durable.DELETED}*"):
         for half in sorted(folder.glob(f"*{ending}")):
             if half.is_dir():
                 shutil.rmtree(half, ignore_errors=True)  # what stays (a file that is open on NFS) is in nobody's way
@@ -239,21 +235,13 @@ def _on_first(group: Group, function: Callable[[], None]) -> None:
 
     def outcome() -> str | None:
         try:
-            function()
-        except OSError as error:
-            return _in_words(error)
+            return durable.failure_of(function)
         except SaveFailed as error:
             return str(error)
-        return None
 
     fault = group.on_first(outcome)
     if fault is not None:
         raise SaveFailed(fault)
-
-
-def _in_words(error: OSError, folder: Path | None = None) -> str:
-    where = error.filename or folder
-    return f"{where}: {error.strerror or error}" if where else str(error.strerror or error)
 
 
 def _pass(gate: Gate, incomplete: Path, refused: Path) -> None:

@@ -25,15 +25,18 @@ def read_limited(path: Path, most_bytes: int = MOST_BYTES) -> str:
 
 def safe_yaml(path: Path) -> Any:
     """What a YAML file holds: plain values, within the bounds. Raises OSError, UnicodeDecodeError, yaml.YAMLError."""
-    text = read_limited(path)
+    loader = yaml.SafeLoader(read_limited(path))
     try:
-        if fault := fault_of_tree(yaml.compose(text, Loader=yaml.SafeLoader)):
+        root = loader.get_single_node()
+        if fault := fault_of_tree(root):
             raise yaml.YAMLError(fault)
-        return yaml.safe_load(text)
+        return None if root is None else loader.construct_document(root)
     except RecursionError as error:
         raise yaml.YAMLError("is nested too deep") from error
     except (ValueError, AttributeError, TypeError, OverflowError) as error:  # of a tag whose value does not fit it
         raise yaml.YAMLError(str(error)) from error
+    finally:
+        loader.dispose()
 
 
 def fault_of_tree(root: yaml.Node | None) -> str | None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from cogvideox.checkpoint.choosing import MANIFEST, MODEL_FILES, checkpoints_of, run_of
 from cogvideox.checkpoint.first_bytes import fault_of_file
-from cogvideox.checkpoint.pointers import fault_of_latest
+from cogvideox.checkpoint.pointers import fault_of_latest, latest_text
 from cogvideox.config.report import Problem
 from cogvideox.config.resumed import AUTO
 from cogvideox.config.settings import Settings, leaves
@@ -151,7 +151,7 @@ def _fault_of_latest(folder: Path) -> str | None:
     latest = folder / "latest"
     if not latest.is_file():
         return f"{folder} has no `latest`, so no whole checkpoint"
-    named = latest.read_text(encoding="utf-8", errors="replace").strip()
+    named = latest_text(latest)
     if fault := fault_of_latest(named):
         return f"{latest} {fault}"
     if files := sorted((folder / named).glob(MODEL_FILES)):
@@ -188,6 +188,8 @@ def _fault_of_run(folder: Path) -> str | None:
         return None
     if not (folder / "latest").is_file():
         saved = any((path / MANIFEST).is_file() for path in checkpoints_of(folder))
+        if (folder / MANIFEST).is_file():
+            return f"{folder} is a checkpoint with another name than its iteration: give it that one"
         return None if saved else f"{folder} holds no checkpoint: it has neither `latest` nor N/{MANIFEST}"
     return _fault_of_latest(folder)
 

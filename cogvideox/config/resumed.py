@@ -33,6 +33,8 @@ SETTLED = (
 FREE = (f"{NETWORK}.params.transformer_args.checkpoint_activations",)
 # Told where they differ: the run goes on, but no longer as it would have.
 TOLD = (
+    "args.mode",
+    "args.load",
     "args.batch_size",
     "args.gradient_accumulation_steps",
     "args.lr",
@@ -40,9 +42,12 @@ TOLD = (
     "args.warmup",
     "args.lr_decay_style",
     "args.lr_decay_iters",
+    "args.lr_decay_ratio",
+    "args.auto_warmup",
     "args.train_data",
     "data",
     "deepspeed.gradient_clipping",
+    "deepspeed.optimizer.params",
 )
 
 

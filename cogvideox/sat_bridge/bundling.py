@@ -72,7 +72,7 @@ def keep_bad_step(
     found: list[_Again] = [each for each in host.gather_objects(own and _without_tensors(own)) if each is not None]
     step = _described(iteration, engine, watch, base_weights, _worth_keeping(found))
     weights = _weights(engine, only_trained=base_weights is not None)
-    folder = host.on_first(lambda: _free_name(run / f"bad-step-{iteration}"))
+    folder = host.on_first(lambda: durable.unused(run / f"bad-step-{iteration}"))
     incomplete = folder.with_name(f"{folder.name}.incomplete")
 
     def write() -> None:
@@ -82,7 +82,7 @@ def keep_bad_step(
             write_weights(incomplete, current().model.rank, weights, base_weights)
 
     fault = _fault_on_first(lambda: _begin(incomplete, run))
-    fault = fault or next(filter(None, host.gather_objects(_fault(write))), None)
+    fault = fault or next(filter(None, host.gather_objects(durable.failure_of(write))), None)
     fault = fault or _fault_on_first(lambda: _finish(incomplete, folder, step))
     if fault is None:
         return folder
@@ -188,13 +188,8 @@ def _weights(engine: Any, only_trained: bool) -> dict[str, Tensor]:
     return weights | {name: each.detach().to("cpu", copy=True) for name, each in buffers.items()}
 
 
-def _free_name(wanted: Path) -> Path:
-    taken = (wanted.with_name(f"{wanted.name}-{number}") for number in range(2, 1000))
-    return wanted if not wanted.exists() else next(each for each in taken if not each.exists())
-
-
 def _begin(incomplete: Path, run: Path) -> None:
-    durable.remove_folder(incomplete)
+    durable.free_name(incomplete)
     durable.make_folder(incomplete)
     if (run / CONFIG).is_file():
         copyfile(run / CONFIG, incomplete / CONFIG)
@@ -206,17 +201,9 @@ def _finish(incomplete: Path, folder: Path, step: BadStep) -> None:
     durable.rename(incomplete, folder)
 
 
-def _fault(function: Callable[[], None]) -> str | None:
-    try:
-        function()
-    except OSError as error:
-        return f"{error.filename or ''}: {error.strerror or error}".removeprefix(": ")
-    return None
-
-
 def _fault_on_first(function: Callable[[], None]) -> str | None:
-    """`_fault` of it on rank 0 alone, on every rank."""
-    return current().host.on_first(lambda: _fault(function))
+    """`durable.failure_of` it on rank 0 alone, on every rank."""
+    return current().host.on_first(lambda: durable.failure_of(function))
 
 
 def _tell(text: str) -> None:

@@ -43,6 +43,8 @@ class Peer:
         if not new:
             return None
         *lines, self.unread = (self.unread + new).split(b"\n")
+        if len(self.unread) > MOST_BYTES:  # nobody of ours
+            return None
         return [line.decode(errors="replace") for line in lines]
 
 

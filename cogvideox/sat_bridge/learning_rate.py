@@ -71,11 +71,13 @@ class LearningRate(AnnealingLR):
         self._apply()
 
     def state_dict(self) -> dict[str, int]:
-        """Only the position: everything else is the config's."""
-        return {"iteration": self.num_iters}
+        """The position, and where the hold at the run's beginning ends; everything else is the config's."""
+        return {"iteration": self.num_iters, "auto_warmup_until": self.shape.get("auto_warmup_until", 0)}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Continue where `state_dict` was taken."""
+        """Continue where `state_dict` was taken. The hold is that of the run's beginning, if one is still wanted."""
+        if self.shape.get("auto_warmup_until"):
+            self.shape["auto_warmup_until"] = state.get("auto_warmup_until", AUTO_WARMUP_ITERATIONS)
         self.step(state["iteration"])
 
     def _apply(self) -> None:

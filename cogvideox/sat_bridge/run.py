@@ -50,8 +50,7 @@ class Run:
         self.test_data: loaders.EvaluationLoader | None = None
         self.sat_train: Callable[..., Any]
         self._timers: Timers | None = None
-        self.checkpoints: Checkpoints
-        self._at_end: list[Callable[[], None]] = []
+        self.checkpoints: Checkpoints | None = None
         self._has_trained = False  # a step, since this process began
         self._is_over = False  # SAT's loop has ended: what is saved now is the run's last state
         self.best: dict[str, Any] | None = None  # the least validation loss so far and its iteration
@@ -67,21 +66,24 @@ class Run:
         """An engine and its optimizer, from the checkpoint to resume where there is one."""
         engine, optimizer = building.setup_model_untrainable_params_and_optimizer(args, model)
         self.checkpoints = Checkpoints(args, self.folder)
-        self._at_end.append(self.checkpoints.finish)
         if args.resume:
-            self._take_up(resume_engine(engine, Path(args.resume)))
+            self._take_up(resume_engine(engine, Path(args.resume)), self.checkpoints)
+        self.checkpoints.tell_of_room(engine)
         return engine, optimizer
 
-    def _take_up(self, state: dict[str, Any]) -> None:
-        """Go on where `state` was saved. UserError: with another seed."""
+    def _take_up(self, state: dict[str, Any], checkpoints: Checkpoints) -> None:
+        """Go on where `state` was saved. UserError: with another seed, or without the weights that adapters are for."""
         args = self.args
+        if state.get("adapters_only") and not args.load:
+            raise UserError(f"{args.resume} holds adapters alone: resume with --load {state['base_weights']}")
         if state["seed"] != args.seed:
             raise UserError(f"{args.resume} was trained with seed {state['seed']}: resume with --seed {state['seed']}")
         args.iteration = state["iteration"]
-        self.checkpoints.go_on_from(args.iteration)
+        checkpoints.go_on_from(args.iteration)
         self.recorder.restore(state)
         self.best = state.get("best")
         self._resumed = state
+        self._bad_clips = {clip[0]: LeftOut(Path(clip[0]), *clip[1:]) for clip in state.get("bad_clips", [])}
         self.reporter.go_back_to(args.iteration)
         ranks = len(state["random_states"])
         cut = "" if ranks == current().world.size else f", which {ranks} ranks saved: its parts are cut anew"
@@ -134,7 +136,7 @@ class Run:
 
     def goes_on(self) -> bool:
         """Whether no rank is to stop; every rank asks, before each step and each batch of an evaluation."""
-        self.stopping = self.stopping or stopping.current().agree()
+        self.stopping = self.stopping or stopping.current().agree(has_begun=self._has_trained)
         return self.stopping is None
 
     def train_step(
@@ -255,7 +257,7 @@ class Run:
         """
         if not self._has_trained:  # what was loaded is where it was loaded from
             return
-        assert self.train_data is not None
+        assert self.train_data is not None and self.checkpoints is not None
         state = self.recorder.state() | {
             "client_lr_scheduler": lr_scheduler.state_dict(),
             "seed": args.seed,
@@ -263,6 +265,7 @@ class Run:
             "data": self.train_data.state(iteration, self.recorder.skipped_batches),
             "best": self.best,
             "numbers": self.watch.state(),
+            "bad_clips": [(name, each.kind, each.reason) for name, each in self._bad_clips.items()],
         }
         with self._not_training_time():
             self.checkpoints.save(iteration, engine, state, is_last=self._is_over)
@@ -290,11 +293,8 @@ class Run:
     def wandb_is_ours(self, _args: argparse.Namespace) -> None:
         """The reporter starts wandb itself."""
 
-    def print_nothing(self, *_: Any) -> None:
-        """Stands where SAT prints what the log and training_config.yaml already hold."""
-
     def close(self) -> None:
         """Let a save that goes on get to its end, flush the logs and write the report, if there is anything in it."""
-        for function in self._at_end:
-            function()
+        if self.checkpoints is not None:
+            self.checkpoints.finish()
         self.reporter.close()

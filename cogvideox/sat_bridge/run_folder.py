@@ -84,9 +84,9 @@ def _taken_up(run: Path) -> list[Path]:
     hold(run)
     try:
         tidy(run)
+        return checkpoints_of(run)
     except OSError as error:
         raise UserError(f"{run} cannot be resumed: {error.filename}: {error.strerror}") from error
-    return checkpoints_of(run)
 
 
 def _new(save: Path, name: str) -> Path:
@@ -153,6 +153,7 @@ def remove_if_empty(folder: Path) -> None:
     if current().world.rank != 0:
         return
     release(folder)  # first: NFS keeps a file that is open under another name
-    (folder / LOCK).unlink(missing_ok=True)
+    with suppress(OSError):
+        (folder / LOCK).unlink(missing_ok=True)
     if folder.is_dir() and not any(folder.iterdir()):
         folder.rmdir()

@@ -25,8 +25,8 @@ from typing import Any, Protocol
 logger = logging.getLogger(__name__)
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-# A launcher passes on what the terminal or Slurm sent to all processes already, as the same signal or another. On a busy
-# machine that takes it a while; but a key that is pressed again is meant.
+# A launcher passes on what the terminal or Slurm sent to all processes already, as the same signal or another. On a
+# busy machine that takes it a while; but a key that is pressed again is meant.
 SAME_S, PASSED_ON_S = 1.0, 5.0
 END = 0  # no signal has this number
 
@@ -59,21 +59,21 @@ class Stops:
         self._signalled_at = 0.0
         self._reason: str | None = None
 
-    def agree(self) -> str | None:
+    def agree(self, *, has_begun: bool = True) -> str | None:
         """Why all ranks stop here, or None to go on; every rank must call this.
 
         Over the host's group: no wait for the GPU, and none that is too long for its collectives, as where rank 0
-        samples for minutes. From the first call on, signals wait for the next one. That first one is never late: a run
-        that is started again and again gets on by a step each time.
+        samples for minutes. From the first call on, signals wait for the next one. `--max-hours` counts once this
+        process `has_begun` to train: a run that is started again and again gets on by a step each time.
         """
         import torch
 
         from cogvideox.parallel import current
 
-        is_first, self._is_training = not self._is_training, True
+        self._is_training = True
         if self._reason is None:
             groups = current()
-            late = not is_first and groups.world.rank == 0 and self._hours() >= (self.max_hours or float("inf"))
+            late = has_begun and groups.world.rank == 0 and self._hours() >= (self.max_hours or float("inf"))
             flags = groups.host.sum(torch.tensor([*(self._signal == each for each in SIGNALS), late]).long())
             reasons = [*(each.name for each in SIGNALS), f"--max-hours {self.max_hours}"]
             self._reason = next((reason for reason, flag in zip(reasons, flags.tolist(), strict=True) if flag), None)

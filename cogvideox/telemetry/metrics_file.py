@@ -82,7 +82,10 @@ class MetricsFile:
         with self._path.with_suffix(".voided.jsonl").open("ab") as file:
             file.writelines(voided)
         aside = self._path.with_suffix(".incomplete")
-        aside.write_bytes(b"".join(line for line in lines if _iteration_of(line) <= iteration))
+        with aside.open("wb") as file:
+            file.writelines(line for line in lines if _iteration_of(line) <= iteration)
+            file.flush()
+            os.fsync(file.fileno())
         aside.replace(self._path)
 
     def close(self) -> None:

@@ -82,8 +82,15 @@ def write_report(run_folder: Path) -> Path:
     lines = in_force(objects)
     train = [line for line in lines if "split" not in line]
     val = [line for line in lines if line.get("split") == "val"]
+    told = [line for line in lines if line.get("split") == "data"]
     title = escape(run_folder.resolve().name)
-    sections = [_summary(train, val), _curves(train, val), _samples(run_folder), _config(run_folder), _environment()]
+    sections = [
+        _summary(train, val, told),
+        _curves(train, val),
+        _samples(run_folder),
+        _config(run_folder),
+        _environment(),
+    ]
     page = (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>\n'
         f'<meta http-equiv="Content-Security-Policy" content="{CONTENT_POLICY}">\n'
@@ -115,7 +122,8 @@ def points_of(rows: Iterable[Row], key: str) -> list[Point]:
     return [(float(row["iteration"]), math.nan if row[key] is None else row[key]) for row in rows if key in row]
 
 
-def _summary(train: Sequence[Row], val: Sequence[Row]) -> str:
+def _summary(train: Sequence[Row], val: Sequence[Row], told: Sequence[Row]) -> str:
+    """What became of the run; `told` are steps left out, spikes and clips that did not decode, by kind."""
     rows: list[tuple[str, str]] = []
     if train:
         rows.append(("iterations", str(train[-1]["iteration"])))
@@ -133,6 +141,9 @@ def _summary(train: Sequence[Row], val: Sequence[Row]) -> str:
         rows.append(("training time, about", duration(statistics.fmean(seconds) * train[-1]["iteration"])))
     if peaks := _finite(train, "peak_memory_gib"):
         rows.append(("peak memory of rank 0", f"{max(peaks):.2f} GiB"))
+    for kind in dict.fromkeys(str(row.get("kind")) for row in told):
+        iterations = sorted({row["iteration"] for row in told if str(row.get("kind")) == kind})
+        rows.append((kind, f"at {len(iterations)} iterations, first {iterations[0]}, last {iterations[-1]}"))
     return _table(rows) if rows else '<p class="note">No metrics were logged.</p>'
 
 

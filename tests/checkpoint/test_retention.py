@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from cogvideox.checkpoint import durable
-from cogvideox.checkpoint.retention import Retention, abandon_after
+from cogvideox.checkpoint.retention import Retention, abandon_after, keep_up
 
 
 @pytest.fixture
@@ -55,24 +55,34 @@ def test_one_that_cannot_be_deleted_is_told_and_stays(
     assert sorted(path.name for path in run.iterdir() if path.is_dir()) == ["20", "40", "50", "60"]
 
 
-def test_a_run_that_goes_on_from_before_leaves_its_later_checkpoints_by_name(
+def test_a_run_that_went_on_from_before_leaves_its_later_checkpoints_by_name(
     run: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """60 is an interrupted save's, after 50: the next save of 60 takes its place."""
     (run / "40.abandoned").mkdir()  # by going back before
     abandon_after(run, 30)
-    assert "goes on from iteration 30: its later checkpoints, 40, 50, 60, are kept as 40.abandoned" in caplog.text
-    names = ["10", "20", "30", "40.abandoned", "40.abandoned-2", "50.abandoned", "60.abandoned", "latest"]
+    assert "went on from iteration 30: its later checkpoints are kept as 40.abandoned-2, 50.abandoned" in caplog.text
+    names = ["10", "20", "30", "40.abandoned", "40.abandoned-2", "50.abandoned", "60", "latest"]
     assert sorted(path.name for path in run.iterdir()) == names and (run / "latest").read_text() == "30"
     (run / "70").mkdir()
     (run / "latest").write_text("70")
-    assert [path.name for path in Retention(limit=2).to_delete(run)] == ["10", "20"]
+    assert [path.name for path in Retention(limit=2).to_delete(run)] == ["10", "20", "30"]
 
 
-def test_a_run_that_goes_on_from_its_newest_checkpoint_changes_nothing(run: Path) -> None:
-    (run / "60").rmdir()
+def test_a_run_that_went_on_from_its_newest_checkpoint_changes_nothing(run: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in run.iterdir()}
     abandon_after(run, 50)
+    keep_up(run, 50)
+    keep_up(run, 30)
     assert {path: path.stat().st_mtime_ns for path in run.iterdir()} == before
+
+
+@pytest.mark.parametrize("latest", ["50", None])
+def test_latest_keeps_up_with_what_a_run_goes_on_from(run: Path, latest: str | None) -> None:
+    if latest is None:
+        (run / "latest").unlink()
+    keep_up(run, 60)
+    assert (run / "latest").read_text() == "60"
 
 
 def test_names_that_cannot_be_given_are_told(

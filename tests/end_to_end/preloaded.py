@@ -41,6 +41,10 @@ for name in (
 ):
     import_module(name)
 
+# Tables that a process builds when it first needs them.
+import_module("transformers.conversion_mapping").get_checkpoint_conversion_mapping("t5")
+import_module("deepspeed.ops").__compatible_ops__  # noqa: B018  (looking is what fills it)
+
 # A run collects garbage once before it trains; what is here already is none of its business.
 gc.collect()
 gc.freeze()

@@ -27,13 +27,13 @@ TINY = {
                 "num_attention_heads": 2,
                 "time_embed_dim": 64,
                 "num_frames": 5,
-                "latent_width": 6,
-                "latent_height": 4,
+                "latent_width": 4,
+                "latent_height": 2,
             }
         },
         "sampler_config": {"params": {"num_steps": 2}},
     },
-    "data": {"params": {"video_size": [32, 48], "max_num_frames": 5}},
+    "data": {"params": {"video_size": [16, 32], "max_num_frames": 5}},
     "deepspeed": {"train_micro_batch_size_per_gpu": 1},
 }
 LORA = {

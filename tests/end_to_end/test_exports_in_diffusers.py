@@ -25,7 +25,7 @@ from tests.end_to_end.sampling_runs import sample
 from tools import convert_checkpoint
 
 SEED, STEPS, GUIDANCE, PROMPT = 3, 10, 2.0, "a red car"
-FRAMES, HEIGHT, WIDTH = 5, 32, 48
+FRAMES, HEIGHT, WIDTH = 5, 16, 32
 OPEN = ("--allow-target", "tests")
 IMAGE_MODEL = {"model": {"noised_image_input": True, "network_config": {"params": {"in_channels": 32}}}}
 LEVELS = "model.sampler_config.params.discretization_config.params.rescale_before_picking=true"  # as diffusers does

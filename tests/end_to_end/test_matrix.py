@@ -1,9 +1,12 @@
-"""Truths: every ZeRO stage, precision, kind of training and number of ranks runs; in float32 all stages agree."""
+"""Truths: every ZeRO stage, precision, kind of training and number of ranks runs; in float32 all stages agree. What a
+run says of its checkpoints' size is their size.
+"""
 
 from __future__ import annotations
 
 import functools
 import itertools
+import re
 from pathlib import Path
 
 import pytest
@@ -29,6 +32,14 @@ def trained(tmp_path_factory: pytest.TempPathFactory):  # noqa: ANN201
     return once
 
 
+def check_size(run: Run) -> None:
+    """The size that was told at the beginning."""
+    told = re.search(r"1 more checkpoint of about ([0-9.]+) MiB", run.output)
+    assert told is not None, run.output
+    files = (run.folder / str(ITERATIONS)).iterdir()
+    assert float(told[1]) * 2**20 == pytest.approx(sum(file.stat().st_size for file in files), rel=0.1)
+
+
 @pytest.mark.parametrize(("ranks", "kind"), itertools.product((1, 2), ("lora", "full")))
 def test_float32_losses_of_all_stages_agree(trained, ranks: int, kind: str) -> None:  # noqa: ANN001
     runs = {stage: trained(stage, "fp32", kind, ranks) for stage in STAGES}
@@ -36,6 +47,7 @@ def test_float32_losses_of_all_stages_agree(trained, ranks: int, kind: str) -> N
         assert run.status == 0, f"stage {stage}:\n{run.output[-3000:]}"
         assert len(run.losses) == ITERATIONS
         assert run.metrics[-1]["grad_norm"] > 0
+        check_size(run)
     for stage in STAGES[1:]:
         assert runs[stage].losses == pytest.approx(runs[0].losses, rel=1e-4), f"stage {stage}"
 
@@ -47,5 +59,6 @@ def test_bfloat16_runs_at_all_stages_and_stays_near_float32(trained, ranks: int,
         run = trained(stage, "bf16", kind, ranks)
         assert run.status == 0, f"stage {stage}:\n{run.output[-3000:]}"
         assert len(run.losses) == ITERATIONS
+        check_size(run)
         assert run.losses == pytest.approx(reference.losses, rel=1e-2), f"stage {stage}"
         assert run.losses == pytest.approx(trained(1, "bf16", kind, ranks).losses, rel=2e-3), f"stage {stage}"

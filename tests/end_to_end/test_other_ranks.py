@@ -15,7 +15,7 @@ from tests.end_to_end.runs import LORA, Run, train
 TESTS = ("--allow-target", "tests")
 FIXED = {"model": {"loss_fn_config": {"target": "tests.end_to_end.fixed_draws.FixedDrawLoss"}}}
 EMA = {"deepspeed": {"optimizer": {"type": "EmaAdamW"}}}
-STOPPED, ITERATIONS = 3, 7
+STOPPED, ITERATIONS = 2, 5
 SIX_A_STEP = {1: 6, 2: 3, 3: 2}  # batch size by ranks
 
 

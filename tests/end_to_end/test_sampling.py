@@ -76,11 +76,11 @@ def test_a_run_s_folder_gives_clips_of_its_size_with_complete_records(tmp_path: 
     for number, file in enumerate(files):
         with av.open(str(file)) as container:
             stream = container.streams.video[0]
-            assert (stream.height, stream.width, stream.average_rate) == (32, 48, 4)
+            assert (stream.height, stream.width, stream.average_rate) == (16, 32, 4)
             assert sum(1 for _ in container.decode(stream)) == 5
         record = json.loads(file.with_suffix(".json").read_text())
         expected = {"prompt": PROMPTS[number], "seed": 1234, "num_steps": 2, "guidance_scale": 2.0, "sampler": "dpmpp"}
-        expected |= {"frames": 5, "height": 32, "width": 48, "fps": 4, "iteration": 4, "negative_prompt": None}
+        expected |= {"frames": 5, "height": 16, "width": 32, "fps": 4, "iteration": 4, "negative_prompt": None}
         expected |= {"checkpoint": str(base.checkpoint(4).resolve()), "precision": "fp32", "prompt_number": number}
         assert expected.items() <= record.items()
         assert record["config_files"] == [str(base.folder / "training_config.yaml")] and "torch" in record["versions"]
@@ -107,7 +107,7 @@ def test_latents_do_not_depend_on_the_batch_or_the_ranks(tmp_path: Path, base: R
         files = sorted((tmp_path / name).glob("*/*.latents.pt"))
         assert len(files) == 2 * len(PROMPTS)
         drawn[name] = torch.stack([torch.load(file, weights_only=True) for file in files])
-    assert drawn["one"].shape == (6, 2, 16, 4, 6)
+    assert drawn["one"].shape == (6, 2, 16, 2, 4)
     assert far(drawn["one"], drawn["two"]) <= 1e-5 and far(drawn["one"], drawn["ranks"]) <= 1e-5
     assert far(drawn["one"][0], drawn["one"][1]) > 0.1, "samples of one prompt differ"
     whole = latents("--run", str(base.folder))

@@ -67,9 +67,21 @@ def test_a_lora_run_saves_what_trains_unless_all_is_asked_for(tmp_path: Path) ->
     of_small, of_whole = (load_safely(str(run.checkpoint(1)), "cpu")["module"] for run in (small, whole))
     assert all(".matrix_" in name for name in of_small) and of_small.keys() < of_whole.keys()
     assert same(of_small, {name: of_whole[name] for name in of_small})
+    alone = train(tmp_path / "alone", LORA, OPEN_GATES, flags=(*TESTS, "--resume", str(small.folder)))
+    assert alone.status == 2 and f"holds adapters alone: resume with --load {base.folder}" in alone.output
     again = checked(train(tmp_path / "again", LORA, OPEN_GATES, {"args": {"train_iters": 1, "mode": "finetune"}},
                           flags=(*TESTS, "--load", str(whole.folder))))  # fmt: skip
     assert "adapters_only" in load_safely(str(again.checkpoint(1)), "cpu")
+
+
+def test_a_resumed_run_has_its_own_weight_decay(tmp_path: Path) -> None:
+    run = checked(train(tmp_path, flags=("--train-iters", "1")))
+    decay = "deepspeed.optimizer.params.weight_decay"
+    done = checked(train(tmp_path, flags=("--train-iters", "2", "--resume", str(run.folder), f"{decay}=0.25")))
+    assert f"{decay} " in done.output and " → 0.25" in done.output
+    of_both = [load_safely(str(run.checkpoint(number)), "cpu")["optimizer"]["param_groups"] for number in (1, 2)]
+    decays = [{group["weight_decay"] for group in groups} for groups in of_both]
+    assert 0.25 in decays[1] and 0.25 not in decays[0]
 
 
 def test_what_was_logged_after_the_checkpoint_is_void_and_kept_aside(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ def test_a_run_on_shards_resumes_in_the_middle_of_an_epoch(tmp_path: Path, ranks
             "strict_eval": False,
         }
     }
-    params = {"image_size": "[32, 48]", "num_frames": 5, "fps": 8, "skip_frms_num": 0}
+    params = {"image_size": "[16, 32]", "num_frames": 5, "fps": 8, "skip_frms_num": 0}
     flags = ("--seed", "4", "data.params=null", *(f"data.params.{name}={value}" for name, value in params.items()))
     target = ("data.target=data_video.VideoDataset",)
     whole = checked(train(tmp_path / "whole", shards, ranks=ranks, flags=(*flags, *target)))

@@ -14,7 +14,7 @@ from tests.end_to_end.warm_start import start_warm
 from tools import torture
 from tools.torture_rounds import ANNOUNCED, LATEST, NAMED, SAVING, START_UP, STEP, Moment, Row, Torture
 
-RANKS, LAST = 2, 11
+RANKS, LAST = 2, 9
 EVERY_FEW = {
     "args": {
         "train_iters": LAST,

@@ -23,8 +23,8 @@ TINY_MODEL = {
                 "hidden_size": 128,
                 "num_attention_heads": 2,
                 "num_frames": 9,
-                "latent_width": 6,
-                "latent_height": 4,
+                "latent_width": 4,
+                "latent_height": 2,
                 "modules": {"patch_embed_config": {"params": {"text_hidden_size": 64}}},
             }
         },
@@ -37,7 +37,7 @@ TINY_MODEL = {
         },
     }
 }
-TINY_DATA = {"data": {"params": {"video_size": [32, 48], "max_num_frames": 9, "skip_frms_num": 0}}}
+TINY_DATA = {"data": {"params": {"video_size": [16, 32], "max_num_frames": 9, "skip_frms_num": 0}}}
 T5 = f"model.conditioner_config.params.emb_models.0.params.model_dir={ASSETS / 't5'}"
 
 

@@ -20,6 +20,7 @@ from pathlib import Path
 
 GRACE_S = 20  # how long the other ranks may take to end once one has failed, as they would under torchrun
 STOPPED = {-15, -9}
+TORCHRUN, SLURM = ("RANK", "LOCAL_RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_NTASKS")
 
 # Stands for `tools/verify_checkpoint.py`: its arguments to its exit status and what it prints.
 Verifier = Callable[[list[str]], tuple[int, str]]
@@ -39,17 +40,19 @@ def run_warm(
     log: Path,
     timeout_s: float,
     verifier: Verifier | None = None,
+    names: tuple[str, str, str] = TORCHRUN,
 ) -> tuple[int, str]:
     """The exit status and the output, in order, of `train_video.main(arguments)` on `ranks` ranks.
 
-    `verifier` answers here what `--verify-save` asks of a new process otherwise.
+    `verifier` answers here what `--verify-save` asks of a new process otherwise. `names` are those of the variables
+    with a rank's number, its number on this machine, and how many there are.
 
     Raises:
         TimeoutError: after `timeout_s`; the ranks are killed.
     """
     log.write_bytes(b"")
     asked, asks = multiprocessing.Pipe()
-    processes = start_warm(arguments, env, ranks, log, asks if verifier else None)
+    processes = start_warm(arguments, env, ranks, log, asks if verifier else None, names)
     try:
         _wait(processes, timeout_s, asked, verifier)
     finally:
@@ -60,15 +63,21 @@ def run_warm(
 
 
 def start_warm(
-    arguments: list[str], env: dict[str, str], ranks: int, log: Path, asks: Connection | None = None
+    arguments: list[str],
+    env: dict[str, str],
+    ranks: int,
+    log: Path,
+    asks: Connection | None = None,
+    names: tuple[str, str, str] = TORCHRUN,
 ) -> list[BaseProcess]:
     """The processes of `train_video.main(arguments)` on `ranks` ranks, which append to `log`."""
-    env = env | {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks)}
-    if ranks > 1:
+    of_rank, on_machine, of_all = names
+    env = env | {of_all: str(ranks), "LOCAL_WORLD_SIZE": str(ranks)}
+    if ranks > 1 and names == TORCHRUN:
         env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     processes = []
     for rank in range(ranks):
-        own = env | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+        own = env | {of_rank: str(rank), on_machine: str(rank)}
         process = warm_context().Process(target=_rank, args=(arguments, own, str(log), asks))
         process.start()
         processes.append(process)

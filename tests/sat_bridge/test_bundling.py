@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import math
+from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -96,16 +97,21 @@ def test_the_micro_batch_that_goes_wrong_is_kept(tmp_path: Path) -> None:
     assert keep_bad_step(tmp_path, 12, engine, watch, forward, None) == tmp_path / "bad-step-12-2"
 
 
+@pytest.mark.parametrize("after", [0, 1, 5])
 def test_a_full_disk_is_told_and_leaves_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, after: int
 ) -> None:
+    """Full after so many writes: torch's writer fails in its own way then."""
     engine = Engine()
     watch, forward = after_a_bad_step(engine)
+    real, writes = durable.Hashing.write, count()
 
-    def full(path: Path, *_: Any) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+    def write(file: durable.Hashing, data: Any) -> int:
+        if next(writes) >= after:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(file, data)
 
-    monkeypatch.setattr(durable, "write_file", full)
+    monkeypatch.setattr(durable.Hashing, "write", write)
     with caplog.at_level(logging.WARNING):
         assert keep_bad_step(tmp_path, 12, engine, watch, forward, None) is None
     assert "no replay bundle" in caplog.text and "No space left on device" in caplog.text

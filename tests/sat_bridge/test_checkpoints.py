@@ -115,6 +115,62 @@ def test_a_failure_beside_the_training_is_told_and_the_last_save_makes_up_for_it
     assert fault_of(tmp_path / "1") is None
 
 
+def test_a_run_leaves_the_checkpoints_after_the_one_it_goes_on_from_once_it_saves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    before, engine = checkpoints_in(tmp_path, monkeypatch), Engine()
+    for iteration in (10, 20, 30):
+        before.save(iteration, engine, STATE, is_last=False)
+    run = checkpoints_in(tmp_path, monkeypatch)
+    run.go_on_from(10)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["10", "20", "30", "latest"]
+    assert (tmp_path / "latest").read_text() == "30"  # a start that comes to nothing has changed nothing
+    engine.weight += 1
+    for iteration in (20, 25):
+        run.save(iteration, engine, STATE, is_last=False)
+    names = ["10", "20", "20.abandoned", "25", "30.abandoned", "latest"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == names and (tmp_path / "latest").read_text() == "25"
+    assert read_starting_weights(tmp_path / "20").state_dict["w"].tolist() == [1.0, 1.0]
+    assert read_starting_weights(tmp_path / "20.abandoned").state_dict["w"].tolist() == [0.0, 0.0]
+    assert caplog.text.count("are kept as") == 1
+
+
+def test_an_error_is_told_before_the_wait_for_what_is_being_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, engine, may_write = checkpoints_in(tmp_path, monkeypatch, async_save=True), Engine(), threading.Event()
+    real = saving.Snapshot.write
+
+    def write(taken: saving.Snapshot, folder: Path) -> Any:
+        assert may_write.wait(30)
+        return real(taken, folder)
+
+    monkeypatch.setattr(saving.Snapshot, "write", write)
+    run.save(1, engine, STATE, is_last=False)
+    threading.Timer(0.3, may_write.set).start()
+    with pytest.raises(RuntimeError):
+        try:
+            raise RuntimeError("a mishap\nin two lines")
+        finally:
+            run.finish()
+    assert capsys.readouterr().err == (
+        "rank 0 ends by RuntimeError: a mishap; it waits for the checkpoint of iteration 1, which is being written\n"
+    )
+    assert fault_of(tmp_path / "1") is None
+
+
+def test_what_is_not_written_in_time_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    run, may_write = checkpoints_in(tmp_path, monkeypatch, async_save=True), threading.Event()
+    monkeypatch.setattr(module, "FINISH_S", 0.1)
+    monkeypatch.setattr(saving.Snapshot, "write", lambda *_: may_write.wait(30) and {})
+    run.save(1, Engine(), STATE, is_last=False)
+    run.finish()
+    may_write.set()
+    assert "iteration 1 could not be saved (not written after 0 s)" in caplog.text
+
+
 def test_without_memory_for_copies_the_training_waits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

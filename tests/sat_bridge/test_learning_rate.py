@@ -60,3 +60,20 @@ def test_the_scheduler_applies_the_rate_times_each_groups_factor_and_resumes() -
     resumed = LearningRate(other, 0, 1e-3, **shape)
     resumed.load_state_dict({"iteration": 7})
     assert other.param_groups[0]["lr"] == pytest.approx(seen[7])
+
+
+def test_a_hold_ends_where_it_did_before_the_run_was_resumed() -> None:
+    args = argparse.Namespace(
+        lr=1.0, lr_decay_iters=None, train_iters=200, warmup=0.0, lr_decay_style="constant", lr_decay_ratio=0.1,
+        auto_warmup=True,
+    )  # fmt: skip
+
+    def scheduler_at(iteration: int) -> LearningRate:
+        group = {"params": [torch.nn.Parameter(torch.zeros(1))], "lr": 1.0}
+        return get_learning_rate_scheduler(torch.optim.AdamW([group]), iteration, args)
+
+    for at, rate_there in ((50, 0.05), (150, 1.0)):
+        whole, resumed = scheduler_at(0), scheduler_at(at)
+        whole.step(at)
+        resumed.load_state_dict(whole.state_dict())
+        assert resumed.get_lr() == whole.get_lr() == rate_there

@@ -65,6 +65,9 @@ def run_folder(tmp_path: Path) -> Path:
     log = RunLogger(folder, tensorboard=False)
     for step in range(1, 101):
         loss = math.nan if step == 50 else 2.0 / step
+        if step in (20, 50):
+            for rank in (0, 1):
+                log.data_line(step, "loss not <finite>", {"rank": rank, "loss": math.nan})
         log.iteration(step, {"loss": loss, "lr": 1e-4, "seconds_per_iteration": 0.5, "peak_memory_gib": step / 100})
     log.evaluation(100, {"loss": 0.75}, split="val")
     log.close()
@@ -86,6 +89,7 @@ def test_everything_that_went_in_is_there(run_folder: Path) -> None:
     page = Page(path.read_text(encoding="utf-8"))
     for text in ("a red kite", EVIL, "run <b>&1", "Samples at iteration 100", "0.75000", "1.00 GiB", "train_iters"):
         assert text in page.text
+    assert "loss not <finite>at 2 iterations, first 20, last 50" in page.text.replace("\n", "")
     assert "old" not in page.text.split()
     assert re.search(r"torch\s*\d+\.\d+", page.text)
     assert [each["role"] for each in page.all("svg")] == ["img", "img"]
