@@ -18,14 +18,14 @@ ITERATIONS = 20
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory):  # noqa: ANN201
-    """Each run is made once, when the first test asks for it."""
+def trained(tmp_path_factory: pytest.TempPathFactory, cached: dict):  # noqa: ANN201
+    """Each run is made once, when the first test asks for it. Adapters are trained from a cache."""
 
     @functools.cache
     def once(stage: int, precision: str, kind: str, ranks: int) -> Run:
         zero = {"stage": stage, "stage3_param_persistence_threshold": 0} if stage == 3 else {"stage": stage}
         deepspeed = {"zero_optimization": zero, "bf16": {"enabled": precision == "bf16"}}
-        changes = [{"deepspeed": deepspeed}, *([LORA, OPEN_GATES] if kind == "lora" else [])]
+        changes = [{"deepspeed": deepspeed}, *([LORA, OPEN_GATES, cached] if kind == "lora" else [])]
         folder: Path = tmp_path_factory.mktemp(f"{stage}-{precision}-{kind}-{ranks}")
         return train(folder, *changes, ranks=ranks, flags=("--seed", "5", "--allow-target", "tests"))
 

@@ -43,9 +43,9 @@ KINDS = [(1, {}), (2, LORA), (3, {}), (3, LORA)]
 
 
 @pytest.mark.parametrize(("stage", "kind"), KINDS, ids=["1", "2-lora", "3", "3-lora"])
-def test_the_loss_goes_on_as_on_as_many_ranks(tmp_path: Path, stage: int, kind: dict) -> None:
+def test_the_loss_goes_on_as_on_as_many_ranks(tmp_path: Path, cached: dict, stage: int, kind: dict) -> None:
     """The optimizer's moments and averages are there in full: without them the next losses are others by far more."""
-    changes = (FIXED, kind, EMA)
+    changes = (FIXED, kind, EMA, cached)
     whole = train(tmp_path / "whole", settings(stage, SIX_A_STEP[2]), *changes, ranks=2, flags=TESTS)
     assert whole.status == 0 and len(whole.losses) == ITERATIONS, whole.output[-3000:]
     for ranks in (1, 3):
