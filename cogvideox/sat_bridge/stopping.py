@@ -220,13 +220,16 @@ def farewell(run: EarlyEnd) -> int:
     if run.stopping is None:
         return 0
     iteration = run.args.iteration
-    saved = current_groups().host.on_first(partial(_latest_of, run.folder))  # one answer for all
+    latest = current_groups().host.on_first(partial(_latest_of, run.folder))  # one answer for all
+    # Where it went on from before `latest` and came to no step, its state is saved, but is not the latest.
+    is_saved = current_groups().host.on_first((run.folder / str(iteration) / "manifest.json").is_file)
     if current_groups().world.rank == 0:
         line = f"stopped at iteration {iteration} of {run.args.train_iters} by {run.stopping}"
-        if saved is None:
+        if latest is None:
             logger.info("%s; nothing is saved yet: start again", line)
         else:
-            end = "saved" if saved == str(iteration) else f"NOT saved, the newest checkpoint is of iteration {saved}"
-            again = f"give the same command with --resume {shlex.quote(str(run.folder))}"
+            end = "saved" if is_saved else f"NOT saved, the newest checkpoint is of iteration {latest}"
+            goes_on = run.folder / str(iteration) if is_saved and latest != str(iteration) else run.folder
+            again = f"give the same command with --resume {shlex.quote(str(goes_on))}"
             logger.info("%s, %s; to go on, %s", line, end, again)
-    return 0 if saved == str(iteration) or iteration == 0 else 1
+    return 0 if is_saved or iteration == 0 else 1

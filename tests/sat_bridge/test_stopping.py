@@ -61,7 +61,9 @@ def test_a_signal_in_training_is_noted_once_and_its_repeat_ends_the_process(monk
     now[0] += SAME_S / 2
     stops.hear(signal.SIGTERM)  # the launcher's copy of it
     assert not statuses and stops.agree() == "SIGTERM"
-    now[0] += SAME_S
+    now[0] += 2 * SAME_S
+    stops.hear(signal.SIGTERM)  # a late one
+    assert not statuses
     stops.hear(signal.SIGINT)
     assert statuses == [130] and stops.agree() == "SIGTERM"
 
@@ -144,6 +146,7 @@ def test_children_that_hang_are_killed_at_the_end() -> None:
     ("latest", "iteration", "said", "status"),
     [
         ("12", 12, "stopped at iteration 12 of 20 by SIGTERM, saved; to go on, give the same command with --resume", 0),
+        ("30", 12, "by SIGTERM, saved; to go on, give the same command with --resume {}/12", 0),
         ("8", 12, "NOT saved, the newest checkpoint is of iteration 8", 1),
         (None, 0, "nothing is saved yet", 0),
         (None, 12, "nothing is saved yet", 1),
@@ -154,6 +157,9 @@ def test_the_last_line_says_what_is_saved(
 ) -> None:
     if latest is not None:
         (tmp_path / "latest").write_text(latest)
+    if "SIGTERM, saved" in said:
+        (tmp_path / "12").mkdir()
+        (tmp_path / "12/manifest.json").touch()
 
     class Ended:
         args = argparse.Namespace(iteration=iteration, train_iters=20)
@@ -162,7 +168,7 @@ def test_the_last_line_says_what_is_saved(
 
     with caplog.at_level("INFO"):
         assert farewell(Ended()) == status
-    assert said in caplog.text and len(caplog.records) == 1
+    assert said.format(tmp_path) in caplog.text and len(caplog.records) == 1
 
 
 def test_a_loaders_worker_that_still_runs_at_the_end_is_no_error_of_the_run() -> None:
