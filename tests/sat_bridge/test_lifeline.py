@@ -17,6 +17,7 @@ import torch.distributed as dist
 
 from cogvideox import progress
 from cogvideox.sat_bridge import endings, lifeline, watchdog
+from cogvideox.sat_bridge.connections import MOST_BYTES, Peer
 from cogvideox.sat_bridge.lifeline import Lifeline, Loss
 from cogvideox.sat_bridge.watchdog import Watchdog
 
@@ -222,3 +223,13 @@ def test_a_tick_is_what_was_done_last() -> None:
     progress.tick("a forward")
     what, seconds = progress.last_tick() or ("", 99.0)
     assert what == "a forward" and 0 <= seconds < 5
+
+
+def test_a_stranger_that_never_ends_its_line_is_hung_up_on() -> None:
+    ours, strangers = socket.socketpair()
+    with ours, strangers:
+        peer = Peer(ours)
+        strangers.sendall(b"hello\nx")
+        assert peer.hear() == ["hello"]
+        strangers.sendall(b"x" * 2 * MOST_BYTES)
+        assert peer.hear() is None
