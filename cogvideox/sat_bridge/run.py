@@ -81,8 +81,7 @@ class Run:
         args.iteration = state["iteration"]
         checkpoints.go_on_from(args.iteration)
         self.recorder.restore(state)
-        self.best = state.get("best")
-        self._resumed = state
+        self._resumed, self.best = state, state.get("best")
         self._bad_clips = {clip[0]: LeftOut(Path(clip[0]), *clip[1:]) for clip in state.get("bad_clips", [])}
         self.reporter.go_back_to(args.iteration)
         ranks = len(state["random_states"])
@@ -191,8 +190,7 @@ class Run:
         assert self.train_data is not None
         bad = self._bad_clips
         self._tell_of_new(step, self.train_data, bad)
-        clips = self.train_data.clips
-        if clips is not None and len(bad) > self.args.max_bad_fraction * clips:
+        if (clips := self.train_data.clips) is not None and len(bad) > self.args.max_bad_fraction * clips:
             raise UserError(
                 f"{len(bad)} of {clips} clips do not decode, more than --max-bad-fraction "
                 f"{self.args.max_bad_fraction:g} allows: {describe(list(bad.values()))}\n"
