@@ -173,7 +173,13 @@ def _run_to_resume(settings: Settings) -> Iterator[Problem]:
     if not isinstance(resume, str) or resume == AUTO:
         return
     folder = Path(resume)
-    what = _fault_of_run(folder) if folder.is_dir() else f"there is no folder {resume}{_from_here(resume)}"
+    what = (
+        "is empty"
+        if not resume
+        else _fault_of_run(folder)
+        if folder.is_dir()
+        else f"there is no folder {resume}{_from_here(resume)}"
+    )
     if what:
         run = run_of(folder)
         have = ", ".join(path.name for path in checkpoints_of(run)) if run.is_dir() else ""

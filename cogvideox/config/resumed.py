@@ -32,6 +32,7 @@ SETTLED = (
 # Below those, what only says how to compute.
 FREE = (f"{NETWORK}.params.transformer_args.checkpoint_activations",)
 # Told where they differ: the run goes on, but no longer as it would have.
+ITERATIONS = "args.train_iters"  # where the learning rate's curve has no length of its own
 TOLD = (
     "args.mode",
     "args.load",
@@ -74,10 +75,24 @@ def settle_resumed(settings: Settings, notes: list[str]) -> list[Problem]:
         if isinstance(seed, int):
             settings.set("args.seed", seed, str(folder / RECORD))
     problems = [_refusal(settings, folder, *each) for each in _differences(settings, before, SETTLED)]
+    problems += _adapters_without_base(settings, before, folder)
+    stretches = (ITERATIONS,) if settings.get("args.lr_decay_iters") is None else ()
     changed = [f"{key} {was} → {now}" for key, was, now in _differences(settings, before, TOLD)]
+    for key, was, now in _differences(settings, before, stretches):
+        changed.append(f"{key} {was} → {now} (--lr-decay-iters {was} keeps the learning rate's curve)")
     if changed:
         notes.append(f"resuming {folder} with changed settings: {'; '.join(changed)}")
     return problems
+
+
+def _adapters_without_base(settings: Settings, before: Settings, folder: Path) -> Iterator[Problem]:
+    """Their checkpoint holds nothing else, so that all the rest would be random."""
+    base, network = before.get("args.load"), dict(leaves(before.get(NETWORK), NETWORK))
+    has_adapters = any(".lora_config." in name for name in network)
+    if base and has_adapters and not before.get("args.save_full") and not settings.get("args.load"):
+        what = f"is not given, and {folder} trains adapters for the weights in it"
+        remedy = f"add --load {base} --mode {before.get('args.mode')}, as when it was started"
+        yield Problem(settings.source("args.resume"), "args.load", what, remedy)
 
 
 def _recorded(path: Path) -> Settings | None:

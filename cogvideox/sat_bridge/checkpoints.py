@@ -178,7 +178,10 @@ class Checkpoints:
         newest = self.folder / str(self.saved_at)
         kept = f"the newest checkpoint is {newest}" if self.saved_at >= 0 else "there is no earlier checkpoint"
         if is_last:
-            raise NotSaved(f"the last state, of iteration {iteration}, could not be saved ({error}); {kept}") from error
+            raise NotSaved(
+                f"the last state, of iteration {iteration}, could not be saved ({error}); {kept}: make room, then "
+                "train what is missing again with --resume auto"
+            ) from error
         if current().world.rank == 0:
             logger.warning(
                 "iteration %d could not be saved (%s); %s. Training goes on, the next save tries again: make room, or "

@@ -129,7 +129,7 @@ class Lifeline:
 
     def describe(self, loss: Loss) -> str:
         """What to say where another rank's end ends this one."""
-        end = "The other ranks end with it; --resume goes on from the newest checkpoint"
+        end = "The other ranks end with it; --resume auto goes on from the newest checkpoint, if one is saved"
         return f"rank {loss.rank} {loss.words}. {end}"
 
     def speaks(self, loss: Loss) -> bool:

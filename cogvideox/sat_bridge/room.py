@@ -35,7 +35,9 @@ def tell_of_room(engine: Any, args: argparse.Namespace, folder: Path, *, adapter
     elif each > free:
         logger.warning("%s: NOTHING CAN BE SAVED: make room, or choose another --save than %s", plan, folder.parent)
     else:
-        logger.warning("%s: make room, or keep fewer (--save-total-limit, --keep-every)", plan)
+        fewer = "" if args.save_total_limit == 1 and not args.keep_every else ", or keep fewer (--save-total-limit)"
+        fit = f"only {free // each} will fit" if free // each > 1 else "only one will fit"
+        logger.warning("%s: %s: make room%s", plan, fit, fewer)
 
 
 def expected_bytes(engine: Any, *, adapters_only: bool) -> int:
@@ -60,6 +62,11 @@ def checkpoints_due(args: argparse.Namespace, present: int) -> int:
     ahead = args.train_iters - args.iteration
     due = math.ceil(ahead / (args.save_interval or args.train_iters))
     if args.save_total_limit:
-        kept = args.save_total_limit + (ahead // args.keep_every if args.keep_every else 0) + bool(args.eval_interval)
+        kept = args.save_total_limit + (ahead // args.keep_every if args.keep_every else 0) + _has_best(args)
         due = min(due, kept + 1 - present)
     return max(1, due)
+
+
+def _has_best(args: argparse.Namespace) -> bool:
+    """Whether a checkpoint stays because its evaluation was the best."""
+    return bool(args.eval_interval) and args.eval_interval <= args.train_iters

@@ -55,6 +55,8 @@ def _checkpoint_to_resume(resume: str, save: Path, name: str) -> Path | None:
     path = Path(resume).resolve()
     is_one = resume != AUTO and run_of(path) != path
     runs = world.broadcast_object(runs_of(save.resolve(), name)) if resume == AUTO else [run_of(path)]
+    if resume == AUTO and not runs and world.rank == 0:
+        logger.info("no run %s-… in %s has saved: a new run begins at iteration 0", name, save)
     for run in runs:
         found = current().host.on_first(partial(_taken_up, run))  # patient: there may be much to delete
         candidates = [path] if is_one else found

@@ -88,17 +88,23 @@ class Stops:
             return
         if self._signal is None and self._is_training:
             self._signal, self._signalled_at = signal.Signals(number), time.monotonic()
+            _say(number, "this step is finished, then saved; a second signal ends at once, without saving")
             return
         again = "a second signal: ended at once, without saving" if self._signal else "ended before training began"
-        if os.environ.get("RANK", "0") == "0":
-            with suppress(OSError):  # the terminal may be what has gone
-                os.write(2, f"{signal.Signals(number).name}: {again}\n".encode())
+        _say(number, again)
         for function in self.at_once:
             function()
         self._exit_now(128 + number)
 
     def _hours(self) -> float:
         return (time.monotonic() - self._began) / 3600
+
+
+def _say(number: int, text: str) -> None:
+    """On rank 0's stderr."""
+    if os.environ.get("RANK", "0") == "0":
+        with suppress(OSError):  # the terminal may be what has gone
+            os.write(2, f"{signal.Signals(number).name}: {text}\n".encode())
 
 
 class _Listening:

@@ -19,6 +19,9 @@ _TRAINING_FIELDS = {
 }
 
 
+SMALL = 0.01  # a norm of adapters that begin at zero
+
+
 def duration(seconds: float) -> str:
     """Seconds as `h:mm:ss`, with days in front where there are any."""
     minutes, second = divmod(max(0, round(seconds)), 60)
@@ -31,7 +34,8 @@ def training_line(step: int, total_iterations: int, values: Mapping[str, float])
     """One logged iteration in words; the ETA counts training time only."""
     width = len(str(total_iterations))
     parts = [f"iteration {step:{width}d}/{total_iterations}"]
-    parts += [text.format(values[key]) for key, text in _TRAINING_FIELDS.items() if key in values]
+    fields = _TRAINING_FIELDS | ({"grad_norm": "grad norm {:.1e}"} if values.get("grad_norm", 1.0) < SMALL else {})
+    parts += [text.format(values[key]) for key, text in fields.items() if key in values]
     seconds_per_iteration = values.get("seconds_per_iteration", math.nan)
     if math.isfinite(seconds_per_iteration):
         parts.append(f"ETA {duration((total_iterations - step) * seconds_per_iteration)}")

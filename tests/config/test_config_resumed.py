@@ -60,7 +60,10 @@ def test_what_the_checkpoint_does_not_fit_is_refused(
 def test_what_may_change_is_noted(run: Run, earlier: Path) -> None:
     changed = run("--resume", str(earlier), *TWO[2:], "--gradient-accumulation-steps", "3", "--train-iters", "9")
     notes = [note for note in changed.config_notes if "changed settings" in note]
-    assert len(notes) == 1 and "args.gradient_accumulation_steps 2 → 3" in notes[0] and "train_iters" not in notes[0]
+    assert len(notes) == 1 and "args.gradient_accumulation_steps 2 → 3" in notes[0]
+    assert "args.train_iters 450 → 9 (--lr-decay-iters 450 keeps the learning rate's curve)" in notes[0]
+    kept = run("--resume", str(earlier), *TWO, "--train-iters", "9", "--lr-decay-iters", "450")
+    assert not any("train_iters" in note for note in kept.config_notes)
     same = run("--resume", str(earlier), *TWO)
     assert not any("changed settings" in note for note in same.config_notes)
 

@@ -68,7 +68,10 @@ def test_a_lora_run_saves_what_trains_unless_all_is_asked_for(tmp_path: Path) ->
     assert all(".matrix_" in name for name in of_small) and of_small.keys() < of_whole.keys()
     assert same(of_small, {name: of_whole[name] for name in of_small})
     alone = train(tmp_path / "alone", LORA, OPEN_GATES, flags=(*TESTS, "--resume", str(small.folder)))
-    assert alone.status == 2 and f"holds adapters alone: resume with --load {base.folder}" in alone.output
+    assert (
+        alone.status == 2
+        and f"trains adapters for the weights in it; add --load {base.folder} --mode finetune" in alone.output
+    )
     again = checked(train(tmp_path / "again", LORA, OPEN_GATES, {"args": {"train_iters": 1, "mode": "finetune"}},
                           flags=(*TESTS, "--load", str(whole.folder))))  # fmt: skip
     assert "adapters_only" in load_safely(str(again.checkpoint(1)), "cpu")

@@ -59,7 +59,7 @@ def test_how_many_more_will_lie_there(changes: dict[str, Any], present: int, due
     ("free", "adapters_only", "level", "line"),
     [
         (80, False, "INFO", "room for 4 more checkpoints of about 20.0 MiB is needed, 80.0 MiB free"),
-        (79, False, "WARNING", "79.0 MiB free: make room, or keep fewer (--save-total-limit, --keep-every)"),
+        (79, False, "WARNING", "79.0 MiB free: only 3 will fit: make room, or keep fewer (--save-total-limit)"),
         (19, False, "WARNING", "19.0 MiB free: NOTHING CAN BE SAVED: make room, or choose another --save than"),
         (56, True, "INFO", "room for 4 more checkpoints of about 14.0 MiB is needed, 56.0 MiB free"),
     ],

@@ -27,6 +27,10 @@ def test_the_line() -> None:
     )
 
 
+def test_a_small_norm_is_not_zero() -> None:
+    assert "| grad norm 1.6e-04 |" in training_line(1, 2, VALUES | {"grad_norm": 1.6e-4})
+
+
 def test_what_is_missing_or_not_finite_is_no_obstacle() -> None:
     assert training_line(1, 2, {"loss": math.nan}) == "iteration 1/2 | loss nan"
     assert "ETA" not in training_line(1, 2, {"seconds_per_iteration": math.nan})
