@@ -13,13 +13,19 @@ import torch
 from torch import Tensor
 
 from cogvideox.checkpoint.loading import read_starting_weights
-from tests.end_to_end.runs import LORA, OPEN_GATES, Run, train
+from tests.end_to_end.runs import CACHE, LORA, OPEN_GATES, Run, train
 
 ITERATIONS = 3
 TESTS = ("--allow-target", "tests")
 DECAY = 0.3  # reached at the third step: (1 + n) / (10 + n) is 2/11, 1/4, 4/13, …
 EMA = {
-    "args": {"train_iters": ITERATIONS, "save_interval": 1, "warmup": 0.0, "lr_decay_iters": ITERATIONS},
+    "args": {
+        "train_iters": ITERATIONS,
+        "save_interval": 1,
+        "warmup": 0.0,
+        "lr_decay_iters": ITERATIONS,
+        "cache": CACHE,
+    },
     "deepspeed": {"optimizer": {"type": "EmaAdamW", "params": {"lr": 1.0e-2, "ema_decay": DECAY}}},
 }
 

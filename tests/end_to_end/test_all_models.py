@@ -15,7 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.end_to_end.runs import OPEN_GATES, ROOT
+from tests.end_to_end.runs import CACHED, OPEN_GATES, ROOT
 from tests.end_to_end.sampling_runs import sample
 from tests.end_to_end.tiny import train_tiny, write
 
@@ -55,9 +55,10 @@ LORA = {
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_shipped_config_trains_evaluates_saves_and_samples(tmp_path: Path, name: str) -> None:
+    """Adapters from a cache, as they are trained best."""
     is_lora = name.endswith("_lora")
     files = [ROOT / f"configs/{name}.yaml", ROOT / f"configs/{'sft1.5' if '1.5' in name else 'sft'}.yaml"]
-    changes = [SAME_FOR_ALL, *([LORA, OPEN_GATES] if is_lora else [FULL]), *[OFS] * ("1.5_5b_i2v" in name)]
+    changes = [SAME_FOR_ALL, *([LORA, OPEN_GATES, CACHED] if is_lora else [FULL]), *[OFS] * ("1.5_5b_i2v" in name)]
     over = [write(tmp_path, f"change{place}", change) for place, change in enumerate(changes)]
     done = train_tiny(tmp_path, *map(str, files), *over, words=("--bf16", "--allow-target", "tests"))
 

@@ -11,7 +11,7 @@ import pytest
 
 from cogvideox.config.targets import allowed_modules
 from cogvideox.telemetry.metrics_file import read_metrics
-from tests.end_to_end.runs import Run, train
+from tests.end_to_end.runs import CACHED, Run, train
 from tools.replay import main as replay
 
 BAD_NETWORK = {"model": {"network_wrapper": "tests.end_to_end.bad_network.BadNetwork"}}
@@ -32,7 +32,7 @@ def trained(
     monkeypatch.setenv("BAD_FORWARDS", bad)
     deepspeed = {"zero_optimization": {"stage": stage}, "optimizer": {"type": "EmaAdamW"}}
     changes = {"args": {"train_iters": 4, "save_interval": 2, "max_bad_steps": 2, **args}, "deepspeed": deepspeed}
-    return train(folder, BAD_NETWORK, changes, ranks=ranks, flags=("--allow-target", "tests", *flags))
+    return train(folder, BAD_NETWORK, CACHED, changes, ranks=ranks, flags=("--allow-target", "tests", *flags))
 
 
 def about_data(run: Run) -> list[dict[str, Any]]:

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.end_to_end.runs import LORA, OPEN_GATES, Run, train
+from tests.end_to_end.runs import CACHE, CACHED, LORA, OPEN_GATES, Run, train
 
-FEW = {"args": {"train_iters": 6}}
+FEW = {"args": {"train_iters": 6, "cache": CACHE}}
 EMA = {"deepspeed": {"optimizer": {"type": "EmaAdamW"}}}
 
 
@@ -22,9 +22,8 @@ def module_of(run: Run, iteration: int) -> dict[str, torch.Tensor]:
     return torch.load(run.checkpoint(iteration), map_location="cpu", weights_only=True)["module"]
 
 
-def test_model_parallel_size_2_equals_1(tmp_path: Path, cached: dict) -> None:
-    """The adapters from a cache."""
-    for kind, changes in {"full": (FEW,), "lora": (FEW, LORA, cached)}.items():
+def test_model_parallel_size_2_equals_1(tmp_path: Path) -> None:
+    for kind, changes in {"full": (FEW,), "lora": (FEW, LORA)}.items():
         one = checked(train(tmp_path / f"{kind}-one", *changes))
         two = checked(train(tmp_path / f"{kind}-two", *changes, {"args": {"model_parallel_size": 2}}, ranks=2))
         assert two.losses == pytest.approx(one.losses, rel=1e-4), kind
@@ -61,7 +60,7 @@ def _rate(lr: float) -> dict:
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
-def test_two_micro_batches_of_one_equal_a_batch_of_two(tmp_path: Path, cached: dict, stage: int) -> None:
+def test_two_micro_batches_of_one_equal_a_batch_of_two(tmp_path: Path, stage: int) -> None:
     """Truth: identity. Every draw is a function of the sample (see `fixed_draws`), so that only the cut differs."""
     zero = {"zero_optimization": {"stage": stage, "stage3_param_persistence_threshold": 0}}
     losses = {}
@@ -69,26 +68,22 @@ def test_two_micro_batches_of_one_equal_a_batch_of_two(tmp_path: Path, cached: d
         sizes = {"train_micro_batch_size_per_gpu": micro, "gradient_accumulation_steps": accumulation}
         target = {"model": {"loss_fn_config": {"target": "tests.end_to_end.fixed_draws.FixedDrawLoss"}}}
         flags = ("--allow-target", "tests")
-        losses[name] = checked(
-            train(tmp_path / name, FEW, cached, target, {"deepspeed": sizes | zero}, flags=flags)
-        ).losses
+        losses[name] = checked(train(tmp_path / name, FEW, target, {"deepspeed": sizes | zero}, flags=flags)).losses
     assert losses["micro"] == pytest.approx(losses["batch"], rel=1e-5)
 
 
-def test_recomputed_activations_change_nothing(tmp_path: Path, cached: dict) -> None:
+def test_recomputed_activations_change_nothing(tmp_path: Path) -> None:
     """Truth: identity, at ZeRO 2 and 3, full and LoRA: the path that every large model takes."""
     for stage, kind in ((2, {}), (3, LORA)):
         zero = {"deepspeed": {"zero_optimization": {"stage": stage, "stage3_param_persistence_threshold": 0}}}
         recompute = {"model": {"network_config": {"params": {"transformer_args": {"checkpoint_activations": True}}}}}
-        kept = checked(train(tmp_path / f"kept-{stage}", FEW, cached, kind, zero))
-        again = checked(train(tmp_path / f"again-{stage}", FEW, cached, kind, zero, recompute))
+        kept = checked(train(tmp_path / f"kept-{stage}", FEW, kind, zero))
+        again = checked(train(tmp_path / f"again-{stage}", FEW, kind, zero, recompute))
         assert again.losses == kept.losses
 
 
 @pytest.mark.parametrize(("stage", "kind", "ranks"), [(0, "full", 1), (1, "lora", 1), (2, "full", 2), (3, "lora", 2)])
-def test_a_resumed_run_goes_on_as_if_it_had_not_stopped(
-    tmp_path: Path, cached: dict, stage: int, kind: str, ranks: int
-) -> None:
+def test_a_resumed_run_goes_on_as_if_it_had_not_stopped(tmp_path: Path, stage: int, kind: str, ranks: int) -> None:
     """Truth: identity; the adapters from a cache. Losses and final weights are bit-equal; the samples go on where they
     were, accumulation too.
     """
@@ -96,7 +91,7 @@ def test_a_resumed_run_goes_on_as_if_it_had_not_stopped(
     evaluation = {"eval_interval": 2, "eval_iters": 1, "eval_batch_size": 1, "strict_eval": False}
     half = {"args": {"train_iters": 4, "save_interval": 2, "lr_decay_iters": 4, **evaluation}}
     deepspeed = {"deepspeed": {"zero_optimization": zero, "gradient_accumulation_steps": 2}}
-    changes = (half, deepspeed, *((LORA, cached) if kind == "lora" else ()), EMA)
+    changes = (half, deepspeed, *((LORA, CACHED) if kind == "lora" else ()), EMA)
     whole = checked(train(tmp_path / "whole", *changes, ranks=ranks, flags=("--seed", "8")))
     stopped = checked(train(tmp_path / "parts", *changes, ranks=ranks, flags=("--seed", "8", "--train-iters", "2")))
     assert len(stopped.losses) == 2

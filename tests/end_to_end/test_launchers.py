@@ -10,7 +10,7 @@ import pytest
 import torch
 import yaml
 
-from tests.end_to_end.runs import LORA, ROOT, Run, environment, launch, one_error, run, train, write_config
+from tests.end_to_end.runs import CACHE, LORA, ROOT, Run, environment, one_error, run, train, write_config
 from tests.end_to_end.warm_start import SLURM, run_warm
 from train_video import map_launcher_variables
 
@@ -41,7 +41,7 @@ def test_torchrun_wins_over_the_launcher_that_started_it() -> None:
 @pytest.mark.skipif(shutil.which("mpirun") is None, reason="mpirun is not installed")
 def test_mpirun_trains_on_two_ranks_until_it_is_signalled(tmp_path: Path) -> None:
     wrapper = {"model": {"network_wrapper": "tests.end_to_end.mishaps.MishapWrapper"}}
-    config = write_config(tmp_path, {"args": {"train_iters": 50}}, wrapper)
+    config = write_config(tmp_path, {"args": {"train_iters": 50, "cache": CACHE}}, wrapper)
     root = ["--allow-run-as-root", "--oversubscribe", "-n", "2"]
     script = [sys.executable, str(ROOT / "train_video.py"), "--base", str(config), "--allow-target", "tests"]
     env = environment(2) | {"MISHAPS": "1 2 ^USR1"}
@@ -64,9 +64,9 @@ def test_slurms_variables_bring_two_processes_together(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def evaluated(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """Two ranks, ZeRO 3, an evaluation of two batches with samples."""
+    """Two ranks, ZeRO 3, an evaluation of two batches with samples. Under torchrun: `test_stopping`."""
     zero3 = {"deepspeed": {"zero_optimization": {"stage": 3}}}
-    return launch(tmp_path_factory.mktemp("evaluated"), EVALUATED, zero3, ranks=2)
+    return train(tmp_path_factory.mktemp("evaluated"), EVALUATED, zero3, ranks=2)
 
 
 def test_a_runs_folder_is_complete(evaluated: Run) -> None:

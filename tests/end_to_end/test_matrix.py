@@ -11,21 +11,21 @@ from pathlib import Path
 
 import pytest
 
-from tests.end_to_end.runs import LORA, OPEN_GATES, Run, train
+from tests.end_to_end.runs import CACHED, LORA, OPEN_GATES, Run, train
 
 STAGES = (0, 1, 2, 3)
 ITERATIONS = 20
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory, cached: dict):  # noqa: ANN201
-    """Each run is made once, when the first test asks for it. Adapters are trained from a cache."""
+def trained(tmp_path_factory: pytest.TempPathFactory):  # noqa: ANN201
+    """Each run is made once, when the first test asks for it; from a cache."""
 
     @functools.cache
     def once(stage: int, precision: str, kind: str, ranks: int) -> Run:
         zero = {"stage": stage, "stage3_param_persistence_threshold": 0} if stage == 3 else {"stage": stage}
         deepspeed = {"zero_optimization": zero, "bf16": {"enabled": precision == "bf16"}}
-        changes = [{"deepspeed": deepspeed}, *([LORA, OPEN_GATES, cached] if kind == "lora" else [])]
+        changes = [CACHED, {"deepspeed": deepspeed}, *([LORA, OPEN_GATES] if kind == "lora" else [])]
         folder: Path = tmp_path_factory.mktemp(f"{stage}-{precision}-{kind}-{ranks}")
         return train(folder, *changes, ranks=ranks, flags=("--seed", "5", "--allow-target", "tests"))
 

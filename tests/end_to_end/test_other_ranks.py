@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from cogvideox.telemetry.metrics_file import read_metrics
-from tests.end_to_end.runs import LORA, Run, train
+from tests.end_to_end.runs import CACHED, LORA, Run, train
 
 TESTS = ("--allow-target", "tests")
 FIXED = {"model": {"loss_fn_config": {"target": "tests.end_to_end.fixed_draws.FixedDrawLoss"}}}
@@ -43,9 +43,9 @@ KINDS = [(1, {}), (2, LORA), (3, {}), (3, LORA)]
 
 
 @pytest.mark.parametrize(("stage", "kind"), KINDS, ids=["1", "2-lora", "3", "3-lora"])
-def test_the_loss_goes_on_as_on_as_many_ranks(tmp_path: Path, cached: dict, stage: int, kind: dict) -> None:
+def test_the_loss_goes_on_as_on_as_many_ranks(tmp_path: Path, stage: int, kind: dict) -> None:
     """The optimizer's moments and averages are there in full: without them the next losses are others by far more."""
-    changes = (FIXED, kind, EMA, cached)
+    changes = (FIXED, kind, EMA, CACHED)
     whole = train(tmp_path / "whole", settings(stage, SIX_A_STEP[2]), *changes, ranks=2, flags=TESTS)
     assert whole.status == 0 and len(whole.losses) == ITERATIONS, whole.output[-3000:]
     for ranks in (1, 3):
@@ -56,7 +56,7 @@ def test_the_loss_goes_on_as_on_as_many_ranks(tmp_path: Path, cached: dict, stag
 
 def test_each_clip_comes_once_in_the_epoch_whose_ranks_change(tmp_path: Path) -> None:
     """With a learning rate of 0 a loss tells which clips a step had."""
-    still = {"args": {"save_interval": 1}, "deepspeed": {"optimizer": {"params": {"lr": 0.0}}}}
+    still = {"args": {"save_interval": 1, **CACHED["args"]}, "deepspeed": {"optimizer": {"params": {"lr": 0.0}}}}
     one = train(tmp_path / "one", settings(1, 1), FIXED, still, flags=(*TESTS, "--train-iters", "6"))
     clips = sorted(one.losses)
     assert one.status == 0 and len(set(clips)) == 6, one.output[-3000:]

@@ -11,10 +11,13 @@ import torch
 from cogvideox.checkpoint.manifest import fault_of
 from cogvideox.checkpoint.safe_loading import load_safely
 from cogvideox.telemetry.metrics_file import read_metrics
-from tests.end_to_end.runs import LORA, OPEN_GATES, Run, train
+from tests.end_to_end.runs import CACHE, LORA, OPEN_GATES, Run, train
 
 TESTS = ("--allow-target", "tests")
-OFTEN = {"args": {"train_iters": 6, "save_interval": 2}, "deepspeed": {"optimizer": {"type": "EmaAdamW"}}}
+OFTEN = {
+    "args": {"train_iters": 6, "save_interval": 2, "cache": CACHE},
+    "deepspeed": {"optimizer": {"type": "EmaAdamW"}},
+}
 ZERO_2 = {"deepspeed": {"zero_optimization": {"stage": 2}}}
 
 

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from tests.end_to_end import runs
-from tests.end_to_end.runs import Run, train
+from tests.end_to_end.runs import CACHE, Run, train
 
 ITERATIONS = 6
 BASE = {
-    "args": {"train_iters": ITERATIONS, "seed": 7},
+    "args": {"train_iters": ITERATIONS, "seed": 7, "cache": CACHE},
     "model": {"network_wrapper": "tests.end_to_end.mishaps.MishapWrapper"},
     "deepspeed": {"zero_optimization": {"stage": 2}},
 }

@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 
 from cogvideox.checkpoint.loading import read_starting_weights
-from tests.end_to_end.runs import LORA, OPEN_GATES, Run, train
+from tests.end_to_end.runs import CACHE, LORA, OPEN_GATES, Run, train
 from tools import verify_checkpoint
 
 ITERATIONS = 2
 AVERAGED = {
-    "args": {"train_iters": ITERATIONS, "save_interval": 1},
+    "args": {"train_iters": ITERATIONS, "save_interval": 1, "cache": CACHE},
     "deepspeed": {"optimizer": {"type": "EmaAdamW"}},
 }
 TESTS = ("--allow-target", "tests")

@@ -1,7 +1,7 @@
 """Runs of `train_video.main` in processes forked from one that has everything imported: start-up costs once.
 
 Each rank is a process of its own with its own environment, output and exit status, as under a launcher; only the
-imports are shared. What depends on the launcher or on a fresh interpreter is tested with `runs.launch`.
+imports are shared. What depends on the launcher or on a fresh interpreter is tested with `runs.run`.
 """
 
 from __future__ import annotations
