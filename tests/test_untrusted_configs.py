@@ -224,7 +224,7 @@ def test_bombs_in_yaml(text: str, what: str) -> None:
     began = time.monotonic()
     said = refused(config=text)
     assert what in said and "more.yaml" in said, said
-    assert time.monotonic() - began < 60  # and not hours
+    assert time.monotonic() - began < 10
 
 
 def test_configs_that_are_no_files(place: Path) -> None:

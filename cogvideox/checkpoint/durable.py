@@ -165,7 +165,7 @@ def failure_of(function: Callable[[], object], folder: Path | None = None) -> st
         cause = error.__context__
         if cause is None:
             raise
-        return in_words(cause, folder) if isinstance(cause, OSError) else f"{folder}: {error}"
+        return in_words(cause, folder) if isinstance(cause, OSError) else f"{folder or 'a write'}: {error}"
     return None
 
 

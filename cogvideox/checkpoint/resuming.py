@@ -25,7 +25,8 @@ def resume_engine(engine: Any, checkpoint: Path) -> dict[str, Any]:
     be whole (`manifest.fault_of`). Raises UserError: no checkpoint, or of another model.
     """
     engine.checkpoint_engine.load = load_safely
-    wanted = [{name: value for name, value in group.items() if name != "params"} for group in _groups_of(engine)]
+    groups: list[dict[str, Any]] = engine.optimizer.param_groups
+    wanted = [{name: value for name, value in group.items() if name != "params"} for group in groups]
     before = _ranks_of(checkpoint) // current().model.size
     if before != current().data.size and engine.zero_optimization():
         recut = Recut(engine, checkpoint, before)
@@ -40,13 +41,9 @@ def resume_engine(engine: Any, checkpoint: Path) -> dict[str, Any]:
         engine.__dict__.pop("_get_all_ckpt_names", None)
     if path is None:
         raise UserError(f"{checkpoint} is not a whole checkpoint: files are missing (--resume)")
-    for group, settings in zip(_groups_of(engine), wanted, strict=True):
+    for group, settings in zip(engine.optimizer.param_groups, wanted, strict=True):
         group.update(settings)  # this run's, not those of the one that saved; the schedule multiplies `lr`
     return state
-
-
-def _groups_of(engine: Any) -> list[dict[str, Any]]:
-    return engine.optimizer.param_groups
 
 
 def _ranks_of(checkpoint: Path) -> int:

@@ -173,13 +173,9 @@ def _run_to_resume(settings: Settings) -> Iterator[Problem]:
     if not isinstance(resume, str) or resume == AUTO:
         return
     folder = Path(resume)
-    what = (
-        "is empty"
-        if not resume
-        else _fault_of_run(folder)
-        if folder.is_dir()
-        else f"there is no folder {resume}{_from_here(resume)}"
-    )
+    what = _fault_of_run(folder) if folder.is_dir() else f"there is no folder {resume}{_from_here(resume)}"
+    if not resume:  # else it would be the current folder
+        what = "is empty"
     if what:
         run = run_of(folder)
         have = ", ".join(path.name for path in checkpoints_of(run)) if run.is_dir() else ""
@@ -193,9 +189,9 @@ def _fault_of_run(folder: Path) -> str | None:
     if run_of(folder) != folder:
         return None
     if not (folder / "latest").is_file():
-        saved = any((path / MANIFEST).is_file() for path in checkpoints_of(folder))
         if (folder / MANIFEST).is_file():
             return f"{folder} is a checkpoint with another name than its iteration: give it that one"
+        saved = any((path / MANIFEST).is_file() for path in checkpoints_of(folder))
         return None if saved else f"{folder} holds no checkpoint: it has neither `latest` nor N/{MANIFEST}"
     return _fault_of_latest(folder)
 

@@ -31,8 +31,8 @@ SETTLED = (
 )
 # Below those, what only says how to compute.
 FREE = (f"{NETWORK}.params.transformer_args.checkpoint_activations",)
+ITERATIONS = "args.train_iters"  # told too, where the learning rate's curve has no length of its own
 # Told where they differ: the run goes on, but no longer as it would have.
-ITERATIONS = "args.train_iters"  # where the learning rate's curve has no length of its own
 TOLD = (
     "args.mode",
     "args.load",

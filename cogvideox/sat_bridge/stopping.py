@@ -212,11 +212,18 @@ def ignore_signals() -> None:
         signal.signal(each, signal.SIG_IGN)
 
 
-def _latest_of(run: Path) -> str | None:
+def _what_is_saved(run: Path, iteration: int) -> tuple[str | None, bool]:
+    """What `latest` names, and whether `iteration` is saved: where a run went on from before `latest` and came to no
+    step, it is that without being the latest.
+    """
+    from cogvideox.checkpoint.choosing import LATEST, MANIFEST
+    from cogvideox.checkpoint.pointers import latest_text
+
     try:
-        return (run / "latest").read_text(encoding="utf-8").strip()
+        named = latest_text(run / LATEST) if (run / LATEST).is_file() else None
+        return named, (run / str(iteration) / MANIFEST).is_file()
     except OSError:
-        return None
+        return None, False
 
 
 def farewell(run: EarlyEnd) -> int:
@@ -226,9 +233,8 @@ def farewell(run: EarlyEnd) -> int:
     if run.stopping is None:
         return 0
     iteration = run.args.iteration
-    latest = current_groups().host.on_first(partial(_latest_of, run.folder))  # one answer for all
-    # Where it went on from before `latest` and came to no step, its state is saved, but is not the latest.
-    is_saved = current_groups().host.on_first((run.folder / str(iteration) / "manifest.json").is_file)
+    # One answer for all.
+    latest, is_saved = current_groups().host.on_first(partial(_what_is_saved, run.folder, iteration))
     if current_groups().world.rank == 0:
         line = f"stopped at iteration {iteration} of {run.args.train_iters} by {run.stopping}"
         if latest is None:

@@ -16,7 +16,6 @@ def checked(run: Run) -> Run:
 
 
 def test_a_run_on_shards_resumes_in_the_middle_of_an_epoch(tmp_path: Path) -> None:
-    ranks = 2
     data = write_shards(tmp_path / "shards")
     args = {"train_data": [str(data)], "valid_data": [str(data)], "train_iters": 6, "save_interval": 3}
     shards = {
@@ -32,11 +31,11 @@ def test_a_run_on_shards_resumes_in_the_middle_of_an_epoch(tmp_path: Path) -> No
     params = {"image_size": "[16, 32]", "num_frames": 5, "fps": 8, "skip_frms_num": 0}
     flags = ("--seed", "4", "data.params=null", *(f"data.params.{name}={value}" for name, value in params.items()))
     target = ("data.target=data_video.VideoDataset",)
-    whole = checked(train(tmp_path / "whole", shards, ranks=ranks, flags=(*flags, *target)))
+    whole = checked(train(tmp_path / "whole", shards, ranks=2, flags=(*flags, *target)))
     assert "11 clips" in whole.output
-    stopped = train(tmp_path / "parts", shards, ranks=ranks, flags=(*flags, *target, "--train-iters", "3"))
+    stopped = train(tmp_path / "parts", shards, ranks=2, flags=(*flags, *target, "--train-iters", "3"))
     resume = ("--resume", str(checked(stopped).folder))
-    resumed = checked(train(tmp_path / "parts", shards, ranks=ranks, flags=(*flags, *target, *resume)))
+    resumed = checked(train(tmp_path / "parts", shards, ranks=2, flags=(*flags, *target, *resume)))
     assert resumed.losses == whole.losses
     last = [torch.load(run.checkpoint(6), map_location="cpu", weights_only=True)["module"] for run in (resumed, whole)]
     assert all(torch.equal(last[0][name], last[1][name]) for name in last[1])

@@ -61,6 +61,18 @@ def fail_in(monkeypatch: pytest.MonkeyPatch, *numbers: int) -> None:
     monkeypatch.setattr(durable, "open_file", open_file)
 
 
+def hold_up(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """No checkpoint is written before this is set."""
+    may_write, real = threading.Event(), saving.Snapshot.write
+
+    def write(taken: saving.Snapshot, folder: Path) -> Any:
+        assert may_write.wait(30)
+        return real(taken, folder)
+
+    monkeypatch.setattr(saving.Snapshot, "write", write)
+    return may_write
+
+
 def test_a_failed_save_is_told_and_the_next_one_tries_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -84,14 +96,8 @@ def test_the_last_state_must_be_saved(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_beside_the_training_what_was_when_it_began_is_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run, engine, may_write = checkpoints_in(tmp_path, monkeypatch, async_save=True), Engine(), threading.Event()
-    real = saving.Snapshot.write
-
-    def write(taken: saving.Snapshot, folder: Path) -> Any:
-        assert may_write.wait(30)
-        return real(taken, folder)
-
-    monkeypatch.setattr(saving.Snapshot, "write", write)
+    run, engine = checkpoints_in(tmp_path, monkeypatch, async_save=True), Engine()
+    may_write = hold_up(monkeypatch)
     run.save(1, engine, STATE, is_last=False)
     engine.weight += 1  # the training goes on, and nothing is written yet
     assert not (tmp_path / "latest").exists() and run.saved_at == -1
@@ -138,14 +144,8 @@ def test_a_run_leaves_the_checkpoints_after_the_one_it_goes_on_from_once_it_save
 def test_an_error_is_told_before_the_wait_for_what_is_being_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run, engine, may_write = checkpoints_in(tmp_path, monkeypatch, async_save=True), Engine(), threading.Event()
-    real = saving.Snapshot.write
-
-    def write(taken: saving.Snapshot, folder: Path) -> Any:
-        assert may_write.wait(30)
-        return real(taken, folder)
-
-    monkeypatch.setattr(saving.Snapshot, "write", write)
+    run, engine = checkpoints_in(tmp_path, monkeypatch, async_save=True), Engine()
+    may_write = hold_up(monkeypatch)
     run.save(1, engine, STATE, is_last=False)
     threading.Timer(0.3, may_write.set).start()
     with pytest.raises(RuntimeError):
@@ -162,9 +162,8 @@ def test_an_error_is_told_before_the_wait_for_what_is_being_written(
 def test_what_is_not_written_in_time_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    run, may_write = checkpoints_in(tmp_path, monkeypatch, async_save=True), threading.Event()
+    run, may_write = checkpoints_in(tmp_path, monkeypatch, async_save=True), hold_up(monkeypatch)
     monkeypatch.setattr(module, "FINISH_S", 0.1)
-    monkeypatch.setattr(saving.Snapshot, "write", lambda *_: may_write.wait(30) and {})
     run.save(1, Engine(), STATE, is_last=False)
     run.finish()
     may_write.set()
